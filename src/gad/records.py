@@ -93,8 +93,8 @@ class Rollout:
     """One sampled reply.
 
     token_ids: as sampled, end-of-text included when the reply finished.
-    logps: log-probability of every token under the policy that sampled it (nats, before temperature and
-        top-p), or empty where the engine does not give them.
+    logps: log-probability of every token under the policy that sampled it (nats, at the sampling temperature,
+        before top-p and top-k), or empty where the engine does not give them.
     policy_version: the training step whose weights sampled it.
     """
 
@@ -109,7 +109,8 @@ class Rollout:
         if not self.token_ids:
             raise ValueError(f"rollout of prompt {self.prompt_id}: no tokens; even an empty reply has end-of-text")
         if self.logps and len(self.logps) != len(self.token_ids):
-            raise ValueError(f"rollout of prompt {self.prompt_id}: {len(self.logps)} logps, {len(self.token_ids)} tokens")
+            counts = f"{len(self.logps)} logps, {len(self.token_ids)} tokens"
+            raise ValueError(f"rollout of prompt {self.prompt_id}: {counts}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The run file as frozen, validated types."""

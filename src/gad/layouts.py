@@ -1,0 +1,239 @@
+"""Groups of replies to token batches: the one place that knows padding, positions and masks.
+
+P prompts, K replies per prompt, B = P*K replies, R rows, T tokens of a row, L reply tokens, M hidden states, H width.
+
+Three layouts of the same groups, same results:
+
+padded  one row per reply: prompt, reply, right padding. A causal kernel never looks at right padding: no mask.
+tree    one row per prompt: prompt, then its replies as sibling branches; a mask keeps branches apart.
+cache   one row per prompt and one per reply: the prompt is computed once, its keys and values are read by all replies.
+
+Whatever the layout, a forward pass yields a matrix of hidden states (M, H), and `Readout` says where in it the states
+are that predict each reply token, and the state of each reply's last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+LayoutName = Literal["padded", "tree", "cache"]
+PAD_ID = 0
+"""Never looked at, never predicted: any valid id does, also where a tokenizer's pad is its end-of-text."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGroup:
+    """A prompt and the replies that share it, as token ids. A reply may be empty; a prompt may not."""
+
+    prompt: tuple[int, ...]
+    replies: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("a token group needs a prompt of at least one token")
+        if not self.replies:
+            raise ValueError("a token group needs at least one reply")
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the prompt with its longest reply."""
+        return len(self.prompt) + max(map(len, self.replies))
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """Where the replies are in the matrix of hidden states.
+
+    predictors_BL: index of the state that predicts each reply token; 0 on padding.
+    targets_BL: the reply tokens; PAD_ID on padding.
+    mask_BL: True on reply tokens.
+    last_B: index of the state of each reply's last token; the prompt's last one for an empty reply.
+    """
+
+    predictors_BL: Tensor
+    targets_BL: Tensor
+    mask_BL: Tensor
+    last_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedBatch:
+    """One row per reply."""
+
+    input_ids_RT: Tensor
+    position_ids_RT: Tensor
+    readout: Readout
+
+
+@dataclass(frozen=True, slots=True)
+class TreeBatch:
+    """One row per prompt. `visible_RTT`: query may see key."""
+
+    input_ids_RT: Tensor
+    position_ids_RT: Tensor
+    visible_RTT: Tensor
+    readout: Readout
+
+
+@dataclass(frozen=True, slots=True)
+class CacheBatch:
+    """Prompt rows, and reply rows that read the keys and values of their prompt.
+
+    The matrix of hidden states is the prompts' last states (P rows) followed by the replies' states (B*L rows).
+    """
+
+    prompt_ids_PT: Tensor
+    prompt_lengths_P: Tensor
+    replies_per_prompt: tuple[int, ...]
+    reply_ids_BL: Tensor
+    position_ids_BL: Tensor
+    readout: Readout
+
+
+TokenBatch = PaddedBatch | TreeBatch | CacheBatch
+
+
+def build(groups: Sequence[TokenGroup], layout: LayoutName) -> TokenBatch:
+    """Lay out whole groups. Replies keep their order: group by group, as given."""
+    match layout:
+        case "padded":
+            return _padded(groups)
+        case "tree":
+            return _tree(groups)
+        case "cache":
+            return _cache(groups)
+
+
+def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
+    """The same batch on another device."""
+    if device.type == "cpu":
+        return batch
+    readout = Readout(*(getattr(batch.readout, name).to(device) for name in Readout.__slots__))
+    moved = {name: getattr(batch, name).to(device) for name in batch.__slots__ if name.endswith(("T", "P", "L"))}
+    return replace(batch, readout=readout, **moved)
+
+
+def _padded(groups: Sequence[TokenGroup]) -> PaddedBatch:
+    rows = [(group.prompt, reply) for group in groups for reply in group.replies]
+    width = max(len(prompt) + len(reply) for prompt, reply in rows)
+    ids_RT = pad([prompt + reply for prompt, reply in rows], width)
+    starts = [row * width + len(prompt) for row, (prompt, _) in enumerate(rows)]
+    return PaddedBatch(
+        ids_RT, torch.arange(width).expand(len(rows), width), _readout([reply for _, reply in rows], starts)
+    )
+
+
+def _tree(groups: Sequence[TokenGroup]) -> TreeBatch:
+    width = max(len(group.prompt) + sum(map(len, group.replies)) for group in groups)
+    ids_RT = pad([group.prompt + tuple(t for reply in group.replies for t in reply) for group in groups], width)
+    positions_RT = torch.zeros(len(groups), width, dtype=torch.long)
+    branch_RT = torch.full((len(groups), width), -1)
+    starts: list[int] = []
+    firsts: list[int] = []
+    for row, group in enumerate(groups):
+        offset = len(group.prompt)
+        positions_RT[row, :offset] = torch.arange(offset)
+        branch_RT[row, :offset] = 0
+        for branch, reply in enumerate(group.replies, start=1):
+            end = offset + len(reply)
+            positions_RT[row, offset:end] = torch.arange(len(reply)) + len(group.prompt)
+            branch_RT[row, offset:end] = branch
+            starts.append(row * width + offset)
+            firsts.append(row * width + len(group.prompt) - 1)
+            offset = end
+    same_branch = branch_RT[:, :, None] == branch_RT[:, None, :]
+    visible_RTT = (same_branch | (branch_RT[:, None, :] == 0)).tril()
+    replies = [reply for group in groups for reply in group.replies]
+    return TreeBatch(ids_RT, positions_RT, visible_RTT, _readout(replies, starts, firsts))
+
+
+def _cache(groups: Sequence[TokenGroup]) -> CacheBatch:
+    sizes = tuple(len(group.replies) for group in groups)
+    replies = [reply for group in groups for reply in group.replies]
+    width = max(1, max(map(len, replies)))
+    lengths_P = torch.tensor([len(group.prompt) for group in groups])
+    lengths_B = lengths_P.repeat_interleave(torch.tensor(sizes))
+    starts = [len(groups) + row * width for row in range(len(replies))]
+    firsts = [index for index, group in enumerate(groups) for _ in group.replies]
+    return CacheBatch(
+        pad([group.prompt for group in groups], int(lengths_P.max())),
+        lengths_P,
+        sizes,
+        pad(replies, width),
+        lengths_B[:, None] + torch.arange(width),
+        _readout(replies, starts, firsts),
+    )
+
+
+def _readout(replies: Sequence[tuple[int, ...]], starts: Sequence[int], firsts: Sequence[int] | None = None) -> Readout:
+    """`starts`: index of each reply's first token's state; `firsts`: of the state that predicts it (default: before)."""
+    lengths_B = torch.tensor([len(reply) for reply in replies])
+    starts_B = torch.tensor(starts)
+    firsts_B = starts_B - 1 if firsts is None else torch.tensor(firsts)
+    steps_L = torch.arange(max(1, int(lengths_B.max())))
+    mask_BL = steps_L < lengths_B[:, None]
+    predictors_BL = torch.where(steps_L == 0, firsts_B[:, None], starts_B[:, None] + steps_L - 1) * mask_BL
+    last_B = torch.where(lengths_B > 0, starts_B + lengths_B - 1, firsts_B)
+    return Readout(predictors_BL, pad(replies, len(steps_L)), mask_BL, last_B)
+
+
+def pad(rows: Sequence[Sequence[int]], width: int) -> Tensor:
+    """Token rows to a (rows, width) matrix, padded on the right."""
+    padded = torch.full((len(rows), width), PAD_ID, dtype=torch.long)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return padded
+
+
+def choose(groups: Sequence[TokenGroup], *, linear_flops: float, pair_flops: float) -> LayoutName:
+    """The layout that computes least: `linear_flops` a token, `pair_flops` a query-key pair, padding included."""
+    costs: dict[LayoutName, float] = {}
+    for layout in get_args(LayoutName):
+        tokens, pairs = computed(groups, layout)
+        costs[layout] = tokens * linear_flops + pairs * pair_flops
+    return min(costs, key=lambda layout: costs[layout])
+
+
+def computed(groups: Sequence[TokenGroup], layout: LayoutName) -> tuple[int, int]:
+    """Tokens and query-key pairs that dense kernels compute for one batch of these groups, padding included."""
+    count = len(groups)
+    replies = sum(len(group.replies) for group in groups)
+    prompt = max(len(group.prompt) for group in groups)
+    reply = max(len(reply) for group in groups for reply in group.replies)
+    match layout:
+        case "padded":
+            width = max(group.longest_row for group in groups)
+            return replies * width, replies * width**2
+        case "tree":
+            width = max(len(group.prompt) + sum(map(len, group.replies)) for group in groups)
+            return count * width, count * width**2
+        case "cache":
+            return count * prompt + replies * reply, count * prompt**2 + replies * reply * (prompt + reply)
+
+
+def micro_batches(groups: Sequence[TokenGroup], budget: int) -> list[list[int]]:
+    """Indices of whole groups, the largest first, in batches of at most `budget` tokens with their padding.
+
+    Groups of like size are neighbours, so little is padded. A group that is larger than the budget is a batch of its
+    own. Raises ValueError where a single row is longer than the budget.
+    """
+    longest = max((group.longest_row for group in groups), default=0)
+    if longest > budget:
+        raise ValueError(f"tokens_per_micro_batch={budget} is less than the longest row: use {longest} or more")
+    order = sorted(range(len(groups)), key=lambda index: (-_padded_tokens(groups[index]), index))
+    batches: list[list[int]] = []
+    for index in order:
+        if batches and (len(batches[-1]) + 1) * _padded_tokens(groups[batches[-1][0]]) <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _padded_tokens(group: TokenGroup) -> int:
+    return len(group.prompt) + len(group.replies) * max(map(len, group.replies))

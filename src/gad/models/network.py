@@ -1,0 +1,180 @@
+"""A causal language model and those who share it: named low-rank adapters on one frozen base, or the whole model.
+
+Every role (student, discriminator, reference, the evaluation's independent discriminator) is a `Member` of a
+`Network`. With LoRA the base is held once however many members there are; with full tuning a network has one member.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from gad.config.models import Full, Lora, Tuning
+from gad.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Network:
+    """One base model in memory."""
+
+    def __init__(self, model: PreTrainedModel, tuning: Tuning, *, gradient_checkpointing: bool = False) -> None:
+        self._model = model
+        self._tuning = tuning
+        self._peft: Any = None
+        self._active: str | None = None
+        self.dtype = model.dtype
+        self.device = model.device
+        self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        self.context_length: int | None = getattr(model.config, "max_position_embeddings", None)
+        if isinstance(tuning, Full):
+            model.to(torch.promote_types(model.dtype, torch.float32))
+        else:
+            model.requires_grad_(False)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.train()
+            _without_dropout(model)
+
+    def member(self, name: str, *, seed: int = 0) -> Member:
+        """A new member. Its adapter starts as the identity; `seed` draws the down projections.
+
+        Raises ModelError where a model that is trained whole already has a member.
+        """
+        if isinstance(self._tuning, Full):
+            if self._active is not None:
+                raise ModelError(f"{name}: a model that is trained whole has no room for a second member")
+            self._active = name
+            return Member(self, name)
+        config = _lora_config(self._tuning)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self._peft is None:
+                self._peft = get_peft_model(self._model, config, adapter_name=name)
+            else:
+                self._peft.add_adapter(name, config)
+        for layer in self._lora_layers():
+            layer.cast_input_dtype_enabled = False
+        self._active = None
+        return Member(self, name)
+
+    def backbone(self, layers: int | None = None) -> nn.Module:
+        """The model without its output head: all of it, or a view of its first `layers` that shares every weight.
+
+        Raises ModelError where the model has fewer layers.
+        """
+        backbone: nn.Module = getattr(self._model, self._model.base_model_prefix)
+        if layers is None:
+            return backbone
+        have = len(backbone.layers)
+        if layers > have:
+            raise ModelError(f"layer {layers}: the model has {have} layers")
+        view = copy.copy(backbone)
+        view._modules = dict(backbone._modules)
+        view._modules["layers"] = nn.ModuleList(list(backbone.layers)[:layers])
+        return view
+
+    @property
+    def head_VH(self) -> Tensor:
+        """The output head's weight."""
+        weight: Tensor = self._model.get_output_embeddings().weight
+        return weight
+
+    def plain_copy(self) -> PreTrainedModel:
+        """A copy without adapters, in the base's type, for sampling. `Member.write_into` fills it."""
+        if self._peft is not None:
+            raise ModelError("a plain copy is made before the first adapter is added")
+        return copy.deepcopy(self._model).to(self.dtype).requires_grad_(False).eval()
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """Arithmetic in the base's type, with this member's weights. Backward passes belong inside."""
+        if self._peft is not None and self._active != name:
+            self._peft.set_adapter(name)
+            self._active = name
+        mixed = self.dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast(self.device.type, self.dtype, enabled=mixed):
+            yield
+
+    def tensors(self, name: str) -> dict[str, nn.Parameter]:
+        """What a member owns, by a name that does not mention the member."""
+        if self._peft is None:
+            return dict(self._model.named_parameters())
+        mark = f".{name}."
+        owned = ((key, value) for key, value in self._model.named_parameters() if "lora_" in key and mark in key)
+        return {key.replace(mark, "."): value for key, value in owned}
+
+    def write_into(self, name: str, plain: PreTrainedModel) -> None:
+        """Effective weights of a member into a plain copy: base + scaling * up @ down, rounded once."""
+        if self._peft is None:
+            for target, source in zip(plain.parameters(), self._model.parameters(), strict=True):
+                target.data.copy_(source.data)
+            return
+        targets = dict(plain.named_modules())
+        for key, layer in self._model.named_modules():
+            if isinstance(layer, BaseTunerLayer):
+                target = targets[key]
+                base = layer.get_base_layer().weight
+                up, down = layer.lora_B[name].weight, layer.lora_A[name].weight
+                target.weight.data.copy_(torch.addmm(base.to(up.dtype), up, down, alpha=layer.scaling[name]))
+
+    def _lora_layers(self) -> list[Any]:
+        return [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+class Member:
+    """One role's weights in a network."""
+
+    def __init__(self, network: Network, name: str) -> None:
+        self.network = network
+        self.name = name
+
+    def using(self) -> Any:
+        """See `Network.using`."""
+        return self.network.using(self.name)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimizer trains."""
+        return list(self.network.tensors(self.name).values())
+
+    def state(self) -> dict[str, Tensor]:
+        """Own weights by name, detached."""
+        return {name: tensor.detach() for name, tensor in self.network.tensors(self.name).items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take weights that `state` gave. Raises ModelError where names or shapes differ."""
+        own = self.network.tensors(self.name)
+        strange = sorted(set(own) ^ set(state)) or sorted(n for n in own if own[n].shape != state[n].shape)
+        if strange:
+            raise ModelError(
+                f"weights of another model or another tuning: {len(strange)} tensors differ, the first is {strange[0]}"
+            )
+        for name, tensor in own.items():
+            tensor.data.copy_(state[name])
+
+    def write_into(self, plain: PreTrainedModel) -> None:
+        """See `Network.write_into`."""
+        with torch.no_grad():
+            self.network.write_into(self.name, plain)
+
+
+def _lora_config(lora: Lora) -> LoraConfig:
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Checkpointing needs training mode; dropout would make scores random."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
