@@ -52,8 +52,8 @@ def batch_scaled(rewards_PG: Tensor, rms: Tensor | None = None) -> Tensor:
     """Centered per group, then divided by one number: the rms of the centered rewards of the whole batch.
 
     This is REINFORCE++ with baseline (arXiv 2501.03262): the spread between prompts does not enter, and
-    prompts keep their relative weight. The mean square of the result over the batch is 1; where the whole
-    batch ties it is 0.
+    prompts keep their relative weight. The mean square of the result over the batch is 1; a group that ties
+    is exactly 0, the whole batch included.
 
     rms: scalar tensor; the global `centered_rms` when `rewards_PG` is only one rank's or one micro-batch's
     share: sqrt(sum over shares of `centered(r).square().sum()` / sum over shares of P*G). None takes that of
@@ -63,7 +63,7 @@ def batch_scaled(rewards_PG: Tensor, rms: Tensor | None = None) -> Tensor:
     if rms is None:
         rms = centered_rms(rewards_PG)
     assert rms.ndim == 0, rms.shape
-    return a_PG / torch.where(rms == 0, 1.0, rms)
+    return torch.where(a_PG == 0, 0.0, a_PG / rms)
 
 
 def leave_one_out(rewards_PG: Tensor) -> Tensor:

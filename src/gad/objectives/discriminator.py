@@ -22,8 +22,7 @@ def margins(teacher_scores_P: Tensor, student_scores_PG: Tensor) -> Tensor:
     """`D(x, y_t) - D(x, y_s)` (P, G): positive where the discriminator is right."""
     assert teacher_scores_P.ndim == 1, teacher_scores_P.shape
     assert student_scores_PG.ndim == 2, student_scores_PG.shape
-    shapes = (teacher_scores_P.shape, student_scores_PG.shape)
-    assert len(teacher_scores_P) == len(student_scores_PG), shapes
+    assert len(teacher_scores_P) == len(student_scores_PG), (len(teacher_scores_P), len(student_scores_PG))
     return widen(teacher_scores_P)[:, None] - widen(student_scores_PG)
 
 

@@ -54,7 +54,7 @@ def kl_in_reward(rewards_PG: Tensor, kl_sum_PG: Tensor, weight: float) -> Tensor
     """
     require(0 <= weight < math.inf, "weight", weight, "a KL penalty needs a finite weight of 0 or more")
     assert rewards_PG.shape == kl_sum_PG.shape, (rewards_PG.shape, kl_sum_PG.shape)
-    return widen(rewards_PG.detach()) - weight * widen(kl_sum_PG.detach())
+    return rewards_PG.detach() - weight * widen(kl_sum_PG.detach())
 
 
 def _log_ratio(logps_BT: Tensor, ref_logps_BT: Tensor, mask_BT: Tensor) -> Tensor:

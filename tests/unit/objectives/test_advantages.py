@@ -152,6 +152,11 @@ def test_batch_scaled_divides_by_the_given_rms():
     assert batch_scaled(torch.tensor([[0.0, 2.0]]), torch.tensor(4.0)).tolist() == [[-0.25, 0.25]]
 
 
+def test_an_rms_of_zero_over_rewards_that_differ_stays_visible():
+    advantages_PG = batch_scaled(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor(0.0))
+    assert advantages_PG.tolist() == [[-math.inf, 0.0, math.inf]]
+
+
 def test_an_rms_per_prompt_is_a_bug():
     with pytest.raises(AssertionError):
         batch_scaled(random_rewards(), torch.ones(5))

@@ -132,6 +132,22 @@ def test_a_batch_of_empty_replies_is_zero(name, count):
 
 
 @every_aggregation
+@pytest.mark.parametrize("count", [1, torch.tensor(1)], ids=["int", "tensor"])
+def test_one_token_is_its_own_mean(name, count):
+    loss = AGGREGATIONS[name](torch.tensor([[6.0]]), torch.tensor([[True]]), count, count)
+    assert loss.item() == pytest.approx(6.0 / LIMIT if name == "constant_length" else 6.0)
+
+
+@every_aggregation
+def test_a_count_on_the_device_is_never_read_back(name):
+    """The meta device has no data: reading a value there, which on a GPU would wait for it, raises."""
+    count = torch.ones((), dtype=torch.int64, device="meta")
+    mask_BT = torch.ones(2, 3, dtype=torch.bool, device="meta")
+    loss = AGGREGATIONS[name](torch.ones(2, 3, device="meta"), mask_BT, count, count)
+    assert loss.device.type == "meta"
+
+
+@every_aggregation
 def test_a_batch_without_columns_is_zero(name):
     loss = AGGREGATIONS[name](torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool), 0, 2)
     assert loss.item() == 0.0

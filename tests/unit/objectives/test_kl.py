@@ -158,8 +158,9 @@ def test_kl_in_reward_lets_no_gradient_through():
 
 
 def test_kl_in_reward_widens_half_precision():
-    rewards_PG = torch.tensor([[256.0]], dtype=torch.bfloat16)
-    assert kl_in_reward(rewards_PG, torch.tensor([[0.5]], dtype=torch.bfloat16), 1.0).tolist() == [[255.5]]
+    rewards_PG, kl_sum_PG = torch.tensor([[256.0]]).bfloat16(), torch.tensor([[1.0]]).bfloat16()
+    assert kl_in_reward(rewards_PG, kl_sum_PG, 0.5).tolist() == [[255.5]]
+    assert kl_in_reward(rewards_PG - 256, kl_sum_PG, 0.001).item() == pytest.approx(-0.001, rel=1e-6)
 
 
 @pytest.mark.parametrize("weight", [-0.001, math.inf, math.nan])
@@ -168,9 +169,10 @@ def test_kl_in_reward_refuses_a_weight(weight):
         kl_in_reward(torch.zeros(1, 2), torch.zeros(1, 2), weight)
 
 
-def test_a_kl_of_another_shape_is_a_bug():
+@pytest.mark.parametrize("shapes", [((2, 2), (2,)), ((2,), (2, 2))])
+def test_a_kl_of_another_shape_is_a_bug(shapes):
     with pytest.raises(AssertionError):
-        kl_in_reward(torch.zeros(2, 2), torch.zeros(2), 0.1)
+        kl_in_reward(torch.zeros(shapes[0]), torch.zeros(shapes[1]), 0.1)
 
 
 def test_kl_in_reward_is_the_policy_gradient_of_the_kl():

@@ -362,6 +362,13 @@ def test_clip_fraction_of_one_token(advantage, ratio, dual_clip, clipped):
     assert fraction.item() == clipped
 
 
+@pytest.mark.parametrize(("advantage", "ratio"), [(1.0, 1.5), (-1.0, 0.75), (-1.0, 3.0)])
+def test_a_ratio_on_the_bound_still_has_its_gradient_and_is_not_counted(advantage, ratio):
+    bounds = {"clip_low": 0.25, "clip_high": 0.5, "dual_clip": 3.0}
+    ratio_BT, advantages_B = torch.tensor([[ratio]]), torch.tensor([advantage])
+    assert clip_fraction(ratio_BT, advantages_B, torch.tensor([[True]]), 1, **bounds).item() == 0.0
+
+
 @pytest.mark.parametrize("dual_clip", [None, 1.6])
 def test_clip_fraction_is_the_share_of_tokens_without_gradient(dual_clip):
     now_BT, old_BT, advantages_B, mask_BT = batch(spread=1.0)
