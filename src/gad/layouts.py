@@ -60,6 +60,10 @@ class Readout:
     mask_BL: Tensor
     last_B: Tensor
 
+    def rows(self, picked_B: Tensor) -> Readout:
+        """Only these replies (a boolean mask or indices)."""
+        return Readout(*(getattr(self, name)[picked_B] for name in Readout.__slots__))
+
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
@@ -171,7 +175,7 @@ def _cache(groups: Sequence[TokenGroup]) -> CacheBatch:
 
 
 def _readout(replies: Sequence[tuple[int, ...]], starts: Sequence[int], firsts: Sequence[int] | None = None) -> Readout:
-    """`starts`: index of each reply's first token's state; `firsts`: of the state that predicts it (default: before)."""
+    """`starts`: where each reply's first token is; `firsts`: the state that predicts it, by default the one before."""
     lengths_B = torch.tensor([len(reply) for reply in replies])
     starts_B = torch.tensor(starts)
     firsts_B = starts_B - 1 if firsts is None else torch.tensor(firsts)

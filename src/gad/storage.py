@@ -86,8 +86,8 @@ def keep_rows(path: Path, keep: Callable[[Row], bool]) -> int:
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    """Write a whole JSONL file atomically."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Write a whole JSONL file atomically, row by row."""
+    _replace(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -97,11 +97,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically: a reader sees the old text or the new one, never a part."""
+    _replace(path, (text,))
+
+
+def _replace(path: Path, parts: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

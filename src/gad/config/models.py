@@ -76,7 +76,7 @@ class PromptConfig(Section):
 
     format: Literal["chat", "alpaca"] = "chat"
     """`chat`: the tokenizer's chat template. `alpaca`: the instruction / response wrapper of the paper."""
-    template_arguments: dict[str, bool | int | str] = {}
+    template_arguments: dict[str, bool | int | str] = Field(default_factory=dict)
     """Passed to the chat template, e.g. `enable_thinking: false` for Qwen3."""
     max_prompt_tokens: PositiveInt = 2048
     """A longer prompt is left out and counted. 2,048 is the paper's."""

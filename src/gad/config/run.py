@@ -114,5 +114,3 @@ class RunConfig(Section):
     def folder(self) -> Path:
         """The run folder."""
         return self.runs_dir / self.name
-
-

@@ -202,9 +202,7 @@ class AdversarialConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> AdversarialConfig:
         if self.replies_per_prompt < 2:
-            raise ValueError(
-                f"replies_per_prompt={self.replies_per_prompt}: one reply has no baseline; use 2 or more"
-            )
+            raise ValueError(f"replies_per_prompt={self.replies_per_prompt}: one reply has no baseline; use 2 or more")
         if self.epochs is None and self.steps is None:
             raise ValueError("give `steps` or `epochs`")
         if self.sampling.temperature == 0:

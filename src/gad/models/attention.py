@@ -9,7 +9,7 @@ R rows, T query tokens, S key tokens, H query heads, Hk key heads, D head width,
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,12 +42,18 @@ class Plan(Protocol):
 
 
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in every layer; returns (R, T, H, D)."""
     plan: Plan = kwargs["plan"]
     heads = Heads(
-        query, key, value, int(module.layer_idx), kwargs["scaling"], kwargs.get("sliding_window"), kwargs.get("softcap")
+        query,
+        key,
+        value,
+        cast(int, module.layer_idx),
+        kwargs["scaling"],
+        kwargs.get("sliding_window"),
+        kwargs.get("softcap"),
     )
     return plan.attend(heads).transpose(1, 2), None
 
@@ -148,7 +154,7 @@ class Masked:
 class Owners:
     """Which prompt each reply row belongs to. Rows of a prompt are neighbours; prompts may have different numbers.
 
-    slots_PK: row that sits in each prompt's k-th place, any row where it has fewer; None where all have the same number.
+    slots_PK: row that sits in each prompt's k-th place, any row where it has fewer; None where all have as many.
     places_R: flat place (P*K) of each row; None likewise.
     """
 
@@ -214,7 +220,7 @@ class Prefixed:
         scores = scores.view(rows, key_heads, -1, steps, scores.shape[-1])
         weights = _weights(scores, self._bias(heads, own_k.shape[2]), heads.softcap)
         weights = weights.view(rows, key_heads, length, -1)
-        on_prefix, on_own = weights.split([prefix_k.shape[2], own_k.shape[2]], dim=-1)
+        on_prefix, on_own = weights[..., : prefix_k.shape[2]], weights[..., prefix_k.shape[2] :]
         from_prefix = self.owners.by_row(self.owners.by_prompt(on_prefix) @ prefix_v, length)
         return (from_prefix + on_own @ own_v).view(rows, count, steps, width)
 

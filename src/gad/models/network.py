@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -31,12 +31,13 @@ class Network:
         self._tuning = tuning
         self._peft: Any = None
         self._active: str | None = None
+        self.config: Any = model.config
         self.dtype = model.dtype
         self.device = model.device
         self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self.context_length: int | None = getattr(model.config, "max_position_embeddings", None)
         if isinstance(tuning, Full):
-            model.to(torch.promote_types(model.dtype, torch.float32))
+            cast(nn.Module, model).to(torch.promote_types(model.dtype, torch.float32))
         else:
             model.requires_grad_(False)
         if gradient_checkpointing:
@@ -71,13 +72,13 @@ class Network:
 
         Raises ModelError where the model has fewer layers.
         """
-        backbone: nn.Module = getattr(self._model, self._model.base_model_prefix)
+        backbone: Any = getattr(self._model, self._model.base_model_prefix)
         if layers is None:
-            return backbone
+            return cast(nn.Module, backbone)
         have = len(backbone.layers)
         if layers > have:
             raise ModelError(f"layer {layers}: the model has {have} layers")
-        view = copy.copy(backbone)
+        view: nn.Module = copy.copy(backbone)
         view._modules = dict(backbone._modules)
         view._modules["layers"] = nn.ModuleList(list(backbone.layers)[:layers])
         return view
@@ -92,7 +93,9 @@ class Network:
         """A copy without adapters, in the base's type, for sampling. `Member.write_into` fills it."""
         if self._peft is not None:
             raise ModelError("a plain copy is made before the first adapter is added")
-        return copy.deepcopy(self._model).to(self.dtype).requires_grad_(False).eval()
+        plain: Any = copy.deepcopy(self._model)
+        copied: PreTrainedModel = plain.to(self.dtype).requires_grad_(False).eval()
+        return copied
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
@@ -171,7 +174,7 @@ def _lora_config(lora: Lora) -> LoraConfig:
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
 
 
-def _without_dropout(model: nn.Module) -> None:
+def _without_dropout(model: Any) -> None:
     """Checkpointing needs training mode; dropout would make scores random."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -82,7 +82,7 @@ class Codec:
         return tuple(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _decode(self, ids: tuple[int, ...]) -> str:
-        text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
 
@@ -91,7 +91,9 @@ class Codec:
         try:
             return self._render(messages, add_generation_prompt=True)
         except TemplateError as error:
-            way_out = "put the system prompt into the user's turn" if messages[0]["role"] == "system" else "mend the turns"
+            way_out = (
+                "put the system prompt into the user's turn" if messages[0]["role"] == "system" else "mend the turns"
+            )
             raise DataError(
                 f"prompt {prompt.id}: the chat template of {self._tokenizer.name_or_path} refuses it ({error}); "
                 f"{way_out}, or use `prompt.format: alpaca`"

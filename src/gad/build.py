@@ -1,0 +1,195 @@
+"""From the run file to objects: the one place that knows which class serves which variant of the config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from gad.config.models import Full, Lora, OwnDiscriminator, SharedDiscriminator
+from gad.config.run import RunConfig
+from gad.config.training import BradleyTerry, Optimizer, Sampling, WarmupPhase
+from gad.errors import ConfigError
+from gad.models.loading import check_vocabulary, load_model, load_tokenizer
+from gad.models.network import Member, Network
+from gad.models.scorer import Scorer
+from gad.models.tokens import Codec
+from gad.records import Example
+from gad.rollout.local import LocalEngine
+from gad.seeds import stable_seed
+from gad.stages.sampling import Sampler
+from gad.stages.warmup import Who
+from gad.training.batching import Batcher
+from gad.training.discriminator import DiscriminatorTrainer
+from gad.training.optimizer import Updater
+from gad.training.run import steps_for
+from gad.training.student import PolicyObjective, StudentTrainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def device(name: str) -> torch.device:
+    """Raises ConfigError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"compute.device={name}: no such device here; use cpu, or auto") from error
+    return chosen
+
+
+def set_threads(threads: int | None) -> None:
+    """As many threads as the run file says, else as many as cores this process may use."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+
+
+class Workshop:
+    """Models and trainers of a run, made when first asked for and then kept."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        set_threads(config.compute.threads)
+        self._device = device(config.compute.device)
+
+    @cached_property
+    def codec(self) -> Codec:
+        """The student's tokens."""
+        student = self._config.student
+        tokenizer = load_tokenizer(student.model, trust_remote_code=student.trust_remote_code)
+        return Codec(tokenizer, self._config.prompt)
+
+    @cached_property
+    def engine(self) -> LocalEngine:
+        """Samples from the student's network."""
+        compute = self._config.compute
+        network, plain = self._network
+        return LocalEngine(
+            network,
+            self.codec,
+            max_reply_tokens=self._config.prompt.max_reply_tokens,
+            rows_per_batch=compute.rows_per_sampling_batch,
+            plain=plain,
+        )
+
+    @cached_property
+    def student(self) -> Member:
+        """The student as it was before any training."""
+        return self._network[0].member("student", seed=self._seed("student"))
+
+    @cached_property
+    def reference(self) -> Member:
+        """Holds the policy that the KL term pulls to."""
+        student = self._config.student
+        if isinstance(student.tuning, Lora):
+            return self._network[0].member("reference", seed=self._seed("reference"))
+        return Network(self._load(student.model, student.dtype, student.trust_remote_code), Full()).member("reference")
+
+    def usable(self, examples: Sequence[Example]) -> list[Example]:
+        """Examples whose prompt, with the longest reply, fits the model and the run file's limit.
+
+        Raises ConfigError where not even an empty prompt would fit.
+        """
+        limit = self._config.prompt.max_prompt_tokens
+        context = self._network[0].context_length
+        if context is not None:
+            limit = min(limit, context - self._config.prompt.max_reply_tokens)
+        if limit < 1:
+            raise ConfigError(
+                f"prompt.max_reply_tokens={self._config.prompt.max_reply_tokens} fills the model's context of "
+                f"{context} tokens: leave room for the prompt"
+            )
+        return [example for example in examples if len(self.codec.prompt_ids(example.prompt)) <= limit]
+
+    def student_trainer(
+        self, optimizer: Optimizer, total_steps: int, *, reference: Member | None = None
+    ) -> StudentTrainer:
+        """A trainer for the student as it is now."""
+        member = self.student
+        updater = Updater(member.parameters(), optimizer, max(1, total_steps))
+        return StudentTrainer(member, self.codec, self._batcher(member), updater, reference=reference)
+
+    def discriminator_trainer(self, optimizer: Optimizer | None, total_steps: int) -> DiscriminatorTrainer:
+        """A trainer for the discriminator as it is now; None leaves it as it is."""
+        return self._scorer_trainer(self._discriminator, optimizer, total_steps)
+
+    def independent_trainer(self, total_steps: int) -> DiscriminatorTrainer:
+        """The evaluation's own discriminator."""
+        optimizer = self._config.evaluation.independent.optimizer
+        return self._scorer_trainer(self._independent, optimizer, total_steps)
+
+    def sampler(self, stage: str, sampling: Sampling, replies_per_prompt: int) -> Sampler:
+        """Fresh replies for a stage."""
+        return Sampler(self.engine, self.codec, sampling, replies_per_prompt, self._config.seed, stage)
+
+    def objective(self) -> PolicyObjective:
+        """What the adversarial stage minimises."""
+        adversarial = self._config.adversarial
+        assert adversarial is not None
+        return PolicyObjective(
+            adversarial.policy_loss,
+            adversarial.kl,
+            adversarial.cross_entropy_weight,
+            adversarial.sampling.temperature,
+            self._config.prompt.max_reply_tokens,
+        )
+
+    @cached_property
+    def _network(self) -> tuple[Network, PreTrainedModel | None]:
+        student = self._config.student
+        model = self._load(student.model, student.dtype, student.trust_remote_code)
+        network = Network(model, student.tuning, gradient_checkpointing=student.gradient_checkpointing)
+        return network, (network.plain_copy() if self._config.compute.merge_adapters else None)
+
+    @cached_property
+    def _discriminator(self) -> Scorer:
+        match self._config.discriminator:
+            case SharedDiscriminator(layer=layer):
+                member = self._network[0].member("discriminator", seed=self._seed("discriminator"))
+                return Scorer(member, self.codec, layer=layer, like_student=True)
+            case OwnDiscriminator() as own:
+                model = self._load(own.model, own.dtype, own.trust_remote_code)
+                network = Network(model, own.tuning, gradient_checkpointing=own.gradient_checkpointing)
+                tokenizer = load_tokenizer(own.model, trust_remote_code=own.trust_remote_code)
+                like_student = (own.model, own.tuning) == (self._config.student.model, self._config.student.tuning)
+                member = network.member("discriminator", seed=self._seed("discriminator"))
+                return Scorer(member, Codec(tokenizer, self._config.prompt), layer=own.layer, like_student=like_student)
+
+    @cached_property
+    def _independent(self) -> Scorer:
+        student = self._config.student
+        if isinstance(student.tuning, Lora):
+            network = self._network[0]
+        else:
+            network = Network(self._load(student.model, student.dtype, student.trust_remote_code), Lora())
+        member = network.member("independent", seed=self._seed("independent"))
+        return Scorer(member, self.codec, layer=self._config.evaluation.independent.layer, like_student=False)
+
+    def _load(self, reference: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
+        model = load_model(reference, dtype=DTYPES[dtype], device=self._device, trust_remote_code=trust_remote_code)
+        check_vocabulary(model, load_tokenizer(reference, trust_remote_code=trust_remote_code), reference)
+        return model
+
+    def _scorer_trainer(self, scorer: Scorer, optimizer: Optimizer | None, total_steps: int) -> DiscriminatorTrainer:
+        adversarial = self._config.adversarial
+        loss = BradleyTerry() if adversarial is None else adversarial.discriminator_loss
+        updater = None if optimizer is None else Updater(scorer.parameters(), optimizer, max(1, total_steps))
+        return DiscriminatorTrainer(scorer, self._batcher(scorer.member), loss, updater)
+
+    def _batcher(self, member: Member) -> Batcher:
+        return Batcher.of(self._config.compute, self._device, member.network.config)
+
+    def _seed(self, name: str) -> int:
+        return stable_seed(self._config.seed, "adapter", name)
+
+
+def phase_steps(phases: Sequence[WarmupPhase], examples: int, batch_size: int) -> list[tuple[Who, int]]:
+    """Each warm-up phase with its number of steps."""
+    return [(phase.train, phase.steps or steps_for(phase.epochs or 0.0, examples, batch_size)) for phase in phases]

@@ -1,0 +1,75 @@
+"""The discriminator: a scalar read-out of the hidden state at a reply's last token. High means teacher.
+
+B replies, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from gad.layouts import TokenBatch, TokenGroup
+from gad.models.forward import hidden_states
+from gad.models.network import Member
+from gad.models.tokens import Codec
+from gad.records import RolloutGroup
+
+HEAD = "score_head"
+
+
+class Scorer:
+    """D(x, y) by a member of a network and a linear head in float32.
+
+    The head starts at zero: all replies tie until it has learnt something.
+    like_student: the student's weights fit, so the discriminator is born as a copy of the student.
+    """
+
+    def __init__(self, member: Member, codec: Codec, *, layer: int | None, like_student: bool) -> None:
+        self.member = member
+        self._like_student = like_student
+        self.codec = codec
+        network = member.network
+        self._backbone = network.backbone(layer)
+        width = network.head_VH.shape[1]
+        dtype = torch.promote_types(network.dtype, torch.float32)
+        self.head_H = nn.Parameter(torch.zeros(width, dtype=dtype, device=network.device))
+
+    def start_from(self, student: Member) -> None:
+        """Take the student's weights where they fit; another model starts from its own."""
+        if self._like_student:
+            self.member.load(student.state())
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        """Scores (B,) of the batch's replies. Runs inside `self.member.using()`."""
+        last_BH = hidden_states(self._backbone, batch)[batch.readout.last_B]
+        with torch.autocast(last_BH.device.type, enabled=False):
+            return last_BH.to(self.head_H.dtype) @ self.head_H
+
+    def row(self, group: RolloutGroup) -> tuple[TokenGroup, list[int]]:
+        """The group's distinct replies as token rows, and for teacher and each student reply its row.
+
+        Every row is a function of a text and of whether it finished, so equal replies are one row with one score.
+        """
+        replies = [(group.teacher.text, group.teacher.finished)]
+        replies += [(rollout.text, rollout.finished) for rollout in group.rollouts]
+        rows: dict[tuple[int, ...], int] = {}
+        places = []
+        for text, finished in replies:
+            ids = self.codec.reply_ids(text, finished=finished).token_ids
+            places.append(rows.setdefault(ids, len(rows)))
+        return TokenGroup(self.codec.prompt_ids(group.example.prompt), tuple(rows)), places
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimizer trains."""
+        return [*self.member.parameters(), self.head_H]
+
+    def state(self) -> dict[str, Tensor]:
+        """Own weights by name, detached."""
+        return {**self.member.state(), HEAD: self.head_H.detach()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take weights that `state` gave. Raises ModelError where names or shapes differ."""
+        self.member.load({name: tensor for name, tensor in state.items() if name != HEAD})
+        self.head_H.data.copy_(state[HEAD])

@@ -1,0 +1,246 @@
+"""Sampling with the training model's own arithmetic: on any device, no server.
+
+The prompt is computed once and its keys and values are shared by all its replies; finished rows are dropped; prompts
+of like length are sampled side by side.
+
+P prompts, R rows being sampled, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from gad.config.training import Sampling
+from gad.errors import RolloutError
+from gad.layouts import pad
+from gad.models.attention import Owners, Prefix, Prefixed, ReplyCache
+from gad.models.forward import prompt_states, run
+from gad.models.network import Member, Network
+from gad.models.tokens import Codec
+from gad.records import Rollout
+from gad.rollout.engine import Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DROP_SHARE = 0.9
+"""Finished rows are dropped when the rows still running are at most this share of those computed: a drop copies the
+keys and values that stay, so doing it for every finished row costs more than it saves."""
+
+
+@dataclass
+class _Row:
+    """A reply while it is sampled."""
+
+    request: int
+    reply: int
+    generator: torch.Generator
+    ids: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    finished: bool = False
+
+
+class LocalEngine:
+    """See `Engine`. `plain`: a copy of the base that merged weights are written into, or None to sample from the
+    adapters as they are."""
+
+    def __init__(
+        self,
+        network: Network,
+        codec: Codec,
+        *,
+        max_reply_tokens: int,
+        rows_per_batch: int,
+        plain: PreTrainedModel | None,
+    ) -> None:
+        self._network = network
+        self._codec = codec
+        self._limit = max_reply_tokens
+        self._rows_per_batch = rows_per_batch
+        self._plain = plain
+        self._member: Member | None = None
+        self._version = 0
+        self._stops = torch.tensor(sorted(codec.stop_ids), device=network.device)
+
+    def load_weights(self, member: Member, *, version: int) -> None:
+        self._member, self._version = member, version
+        if self._plain is not None:
+            member.write_into(self._plain)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        *,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[list[Rollout]]:
+        """Raises RolloutError where no weights were loaded. `on_batch` hears how many requests each batch finished."""
+        if self._member is None:
+            raise RolloutError("no weights: call load_weights before generate")
+        done: list[list[Rollout]] = [[] for _ in requests]
+        with torch.inference_mode(), self._weights() as (backbone, head_VH):
+            for batch in self._batches(requests):
+                rows = self._sample([requests[index] for index in batch], backbone, head_VH, sampling)
+                for row in rows:
+                    request = requests[batch[row.request]]
+                    done[batch[row.request]].append(self._rollout(request, row))
+                if on_batch is not None:
+                    on_batch(len(batch))
+        return done
+
+    def _weights(self) -> AbstractContextManager[tuple[nn.Module, Tensor]]:
+        if self._plain is not None:
+            backbone: nn.Module = getattr(self._plain, self._plain.base_model_prefix)
+            return nullcontext((backbone, self._plain.get_output_embeddings().weight))
+        assert self._member is not None
+        return _Live(self._network, self._member)
+
+    def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
+        order = sorted(range(len(requests)), key=lambda index: (len(requests[index].prompt_ids), index))
+        batches: list[list[int]] = []
+        rows = 0
+        for index in order:
+            wanted = len(requests[index].seeds)
+            if not batches or rows + wanted > self._rows_per_batch:
+                batches.append([])
+                rows = 0
+            batches[-1].append(index)
+            rows += wanted
+        return batches
+
+    def _sample(
+        self, requests: Sequence[Request], backbone: nn.Module, head_VH: Tensor, sampling: Sampling
+    ) -> list[_Row]:
+        device = head_VH.device
+        prompts = [request.prompt_ids for request in requests]
+        lengths_P = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        prefix, last_PH = prompt_states(backbone, pad(prompts, max(map(len, prompts))).to(device), lengths_P)
+        rows = [
+            _Row(index, reply, torch.Generator().manual_seed(seed))
+            for index, request in enumerate(requests)
+            for reply, seed in enumerate(request.seeds)
+        ]
+        running, decoder = rows, _Decoder(backbone, prefix, [len(request.seeds) for request in requests], self._limit)
+        states_RH = last_PH[decoder.owners.prompt_of_row_R]
+        for step in range(self._limit):
+            logits_RV = self._logits(states_RH, head_VH, sampling)
+            ids_R, logps_R = draw(logits_RV, sampling, [row.generator for row in running])
+            ended_R = torch.isin(ids_R, self._stops).tolist()
+            for row, token, logp, ended in zip(running, ids_R.tolist(), logps_R.tolist(), ended_R, strict=True):
+                if not row.finished:
+                    row.ids.append(token)
+                    row.logps.append(logp)
+                    row.finished = ended
+            alive = [index for index, row in enumerate(running) if not row.finished]
+            if not alive or step + 1 == self._limit:
+                break
+            if len(alive) <= DROP_SHARE * len(running):
+                decoder.keep(alive)
+                ids_R = ids_R[torch.tensor(alive, device=device)]
+                running = [running[index] for index in alive]
+            states_RH = decoder.step(ids_R)
+        return rows
+
+    def _logits(self, states_RH: Tensor, head_VH: Tensor, sampling: Sampling) -> Tensor:
+        logits = (states_RH @ head_VH.T).float()
+        if self._network.softcap is not None:
+            logits = self._network.softcap * torch.tanh(logits / self._network.softcap)
+        return logits / (sampling.temperature or 1.0)
+
+    def _rollout(self, request: Request, row: _Row) -> Rollout:
+        ids = tuple(row.ids)
+        return Rollout(
+            prompt_id=request.prompt.id,
+            token_ids=ids,
+            text=self._codec.text(ids),
+            finished=row.finished,
+            logps=tuple(row.logps),
+            policy_version=self._version,
+        )
+
+
+class _Live:
+    """Sampling from the adapters as they are."""
+
+    def __init__(self, network: Network, member: Member) -> None:
+        self._network = network
+        self._using = member.using()
+
+    def __enter__(self) -> tuple[nn.Module, Tensor]:
+        self._using.__enter__()
+        return self._network.backbone(), self._network.head_VH
+
+    def __exit__(self, *error: object) -> None:
+        self._using.__exit__(*error)
+
+
+class _Decoder:
+    """One token more for every running row."""
+
+    def __init__(self, backbone: nn.Module, prefix: Prefix, counts: list[int], limit: int) -> None:
+        self._backbone = backbone
+        self._prefix = prefix
+        self._past = ReplyCache(sum(counts), limit)
+        self.owners = Owners.of(counts, prefix.lengths_P.device)
+
+    def step(self, ids_R: Tensor) -> Tensor:
+        """Hidden states (R, H) after these tokens."""
+        lengths_R = self._prefix.lengths_P[self.owners.prompt_of_row_R]
+        positions_R1 = (lengths_R + self._past.length)[:, None]
+        plan = Prefixed(self._prefix, self.owners, positions_R1, self._past)
+        states = run(self._backbone, ids_R[:, None], positions_R1, plan)
+        self._past.advance(1)
+        return states[:, -1]
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only; prompts without a row are dropped too."""
+        device = self._prefix.lengths_P.device
+        owner_R = self.owners.prompt_of_row_R[torch.tensor(rows, device=device)]
+        prompts_P, counts_P = owner_R.unique_consecutive(return_counts=True)
+        if len(prompts_P) < self.owners.prompts:
+            self._prefix = self._prefix.select(prompts_P)
+        self.owners = Owners.of(counts_P.tolist(), device)
+        self._past.keep(torch.tensor(rows, device=device))
+
+
+def draw(logits_RV: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """One token for each row from its own generator, and its log-probability before top-k and top-p.
+
+    A row's token depends on its own logits and generator alone: the uniform number of the row is looked up in the
+    cumulative distribution, in float64 so that the tail is not rounded away.
+    """
+    logps_RV = logits_RV.log_softmax(-1)
+    if sampling.temperature == 0:
+        ids_R = logits_RV.argmax(-1)
+    else:
+        probs_RV = keep_likely(logps_RV.exp(), sampling)
+        uniform_R = torch.tensor([torch.rand((), generator=g, dtype=torch.float64).item() for g in generators])
+        ids_R = _inverse_cdf(probs_RV, uniform_R.to(probs_RV.device))
+    return ids_R, logps_RV.gather(-1, ids_R[:, None])[:, 0]
+
+
+def _inverse_cdf(probs_RV: Tensor, uniform_R: Tensor) -> Tensor:
+    cumulative_RV = probs_RV.double().cumsum(-1)
+    threshold_R1 = (uniform_R * cumulative_RV[:, -1])[:, None]
+    ids_R = torch.searchsorted(cumulative_RV, threshold_R1, right=True)[:, 0]
+    last_R = probs_RV.shape[-1] - 1 - (probs_RV.flip(-1) > 0).int().argmax(-1)
+    return torch.minimum(ids_R, last_R)
+
+
+def keep_likely(probs_RV: Tensor, sampling: Sampling) -> Tensor:
+    """Zero what top-k and top-p leave out; not normalised again. The likeliest token always stays."""
+    if sampling.top_k and sampling.top_k < probs_RV.shape[-1]:
+        smallest = probs_RV.topk(sampling.top_k, dim=-1).values[:, -1:]
+        probs_RV = torch.where(probs_RV < smallest, 0.0, probs_RV)
+    if sampling.top_p < 1.0:
+        ordered, order = probs_RV.sort(dim=-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        ordered = torch.where(before < sampling.top_p * ordered.sum(-1, keepdim=True), ordered, 0.0)
+        probs_RV = torch.zeros_like(probs_RV).scatter(-1, order, ordered)
+    return probs_RV

@@ -1,0 +1,11 @@
+"""Randomness comes from identity: the same seed, stage, step and prompt give the same numbers, whatever ran before."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def stable_seed(*identity: int | str) -> int:
+    """A seed in [0, 2**63) that depends on every part and on their order."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in identity)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

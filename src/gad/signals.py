@@ -1,0 +1,37 @@
+"""Stopping on request: Ctrl-C and SIGTERM end the step at hand, save, and leave."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from gad.errors import Interrupted
+
+
+class StopRequest:
+    """Set by the first signal; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+    def check(self) -> None:
+        """Raises Interrupted once a stop was asked for. Called where everything is saved."""
+        if self.signal_number is not None:
+            raise Interrupted(self.signal_number)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle both signals for the length of the block."""
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal_number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = number

@@ -1,0 +1,1 @@
+"""One file per stage. Stages meet on disk, never by import."""

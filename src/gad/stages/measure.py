@@ -1,0 +1,59 @@
+"""What needs a model in the evaluation: the independent discriminator's preference and the teacher's likelihood.
+
+Both are written a line per prompt; `summarize` turns them into figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gad.models.tokens import Codec
+from gad.records import Example, GeneratedReply, Rollout, RolloutGroup
+from gad.storage import read_jsonl, write_jsonl
+from gad.training.discriminator import DiscriminatorTrainer
+from gad.training.student import StudentTrainer
+
+SCORES = "scores"
+LIKELIHOODS = "likelihoods"
+
+
+def scores_path(folder: Path, student: str, set_name: str, decoding: str) -> Path:
+    """Scores of the independent discriminator, a line per prompt."""
+    return folder / SCORES / student / f"{set_name}@{decoding}.jsonl"
+
+
+def likelihood_path(folder: Path, student: str, set_name: str) -> Path:
+    """The student's negative log-likelihood of the teacher's reply, a line per prompt."""
+    return folder / LIKELIHOODS / student / f"{set_name}.jsonl"
+
+
+def score(
+    path: Path,
+    examples: Sequence[Example],
+    replies: Mapping[str, GeneratedReply],
+    independent: DiscriminatorTrainer,
+    codec: Codec,
+) -> None:
+    """Score teacher and student on every prompt."""
+    groups = [_group(example, replies[example.prompt.id], codec) for example in examples]
+    teacher_P, student_PG = independent.score(groups)
+    rows = zip(examples, teacher_P.tolist(), student_PG[:, 0].tolist(), strict=True)
+    write_jsonl(path, ({"id": e.prompt.id, "teacher": teacher, "student": student} for e, teacher, student in rows))
+
+
+def likelihood(path: Path, examples: Sequence[Example], student: StudentTrainer) -> None:
+    """Nats per token of the teacher's reply."""
+    values = student.teacher_nll([e.prompt for e in examples], [e.replies[0] for e in examples])
+    write_jsonl(path, ({"id": e.prompt.id, "nll": value} for e, value in zip(examples, values, strict=True)))
+
+
+def read_column(path: Path, column: str) -> dict[str, float]:
+    """One column of a file above, by prompt id."""
+    return {row["id"]: row[column] for row in read_jsonl(path)}
+
+
+def _group(example: Example, reply: GeneratedReply, codec: Codec) -> RolloutGroup:
+    ids = codec.reply_ids(reply.completion, finished=reply.finished).token_ids or (codec.end_id,)
+    rollout = Rollout(example.prompt.id, ids, reply.completion, reply.finished)
+    return RolloutGroup(example, example.replies[0], (rollout,))

@@ -1,0 +1,1 @@
+"""Updates of student and discriminator, and the bookkeeping of a training stage."""

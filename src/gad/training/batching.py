@@ -1,0 +1,56 @@
+"""Token groups to micro-batches in the cheapest layout that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gad.config.run import ComputeConfig
+from gad.errors import ConfigError
+from gad.layouts import LayoutName, TokenBatch, TokenGroup, build, choose, micro_batches, to_device
+
+
+@dataclass(frozen=True, slots=True)
+class Batcher:
+    """Cuts a step's groups into micro-batches.
+
+    linear_flops, pair_flops: what a token costs in the linear layers and a query-key pair in attention; only their
+    ratio matters.
+    """
+
+    compute: ComputeConfig
+    device: torch.device
+    linear_flops: float
+    pair_flops: float
+
+    @classmethod
+    def of(cls, compute: ComputeConfig, device: torch.device, config: object) -> Batcher:
+        """For a transformers config: 2 FLOPs a weight of the linear layers, 4 a head channel and query-key pair."""
+        hidden = getattr(config, "hidden_size")  # noqa: B009 - transformers configs are not typed
+        inner = getattr(config, "intermediate_size", 4 * hidden)
+        heads = getattr(config, "num_attention_heads", 1)
+        width = getattr(config, "head_dim", None) or hidden // heads
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        linear = 2.0 * (hidden * width * (2 * heads + 2 * key_heads) + 3 * hidden * inner)
+        return cls(compute, device, linear, 4.0 * heads * width)
+
+    def micro_batches(self, groups: Sequence[TokenGroup]) -> Iterator[tuple[list[int], LayoutName, TokenBatch]]:
+        """Indices of the groups in each micro-batch, its layout, and the batch on the device.
+
+        Raises ConfigError where a single row is longer than the token budget.
+        """
+        try:
+            parts = micro_batches(groups, self.compute.tokens_per_micro_batch)
+        except ValueError as error:
+            raise ConfigError(f"compute.{error}") from error
+        for part in parts:
+            picked = [groups[index] for index in part]
+            layout = self.compute.layout
+            name = (
+                choose(picked, linear_flops=self.linear_flops, pair_flops=self.pair_flops)
+                if layout == "auto"
+                else layout
+            )
+            yield part, name, to_device(build(picked, name), self.device)

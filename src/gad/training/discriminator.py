@@ -1,0 +1,101 @@
+"""One pass of the discriminator a step: its scores before the update are the rewards.
+
+P prompts, G replies per prompt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gad import objectives
+from gad.config.training import DiscriminatorLoss
+from gad.models.scorer import Scorer
+from gad.records import RolloutGroup
+from gad.training import losses
+from gad.training.batching import Batcher
+from gad.training.optimizer import Metrics, Updater, entries
+
+
+class DiscriminatorTrainer:
+    """Trains a scorer; `updater` is None for one that stays as it is."""
+
+    def __init__(
+        self, scorer: Scorer, batcher: Batcher, loss: DiscriminatorLoss, updater: Updater | None, *, step: int = 0
+    ) -> None:
+        self.scorer = scorer
+        self._batcher = batcher
+        self._loss = loss
+        self._updater = updater
+        self.updates = step
+        self.bad_steps = 0
+
+    def update(self, groups: Sequence[RolloutGroup]) -> tuple[Tensor, Metrics]:
+        """Rewards (P, G) by the weights before the update, then the update.
+
+        The teacher's reply is computed once per prompt. All groups must have the same number of replies.
+        """
+        started = time.perf_counter()
+        teacher_P, student_PG, loss = self._pass(groups, train=self._updater is not None)
+        margins_PG = objectives.margins(teacher_P, student_PG)
+        metrics: Metrics = {
+            "discriminator/loss": loss,
+            "discriminator/accuracy_fresh": objectives.accuracy(margins_PG).item(),
+            "discriminator/margin": margins_PG.mean().item(),
+            "discriminator/teacher_score": teacher_P.mean().item(),
+        }
+        if self._updater is not None:
+            norm = self._updater.step(self.updates + 1)
+            self.updates += 1
+            self.bad_steps += norm is None
+            metrics["discriminator/grad_norm"] = float("nan") if norm is None else norm
+        metrics["time/discriminator"] = time.perf_counter() - started
+        return student_PG, metrics
+
+    def score(self, groups: Sequence[RolloutGroup]) -> tuple[Tensor, Tensor]:
+        """Scores of the teacher's replies (P,) and the student's (P, G); nothing is trained."""
+        teacher_P, student_PG, _ = self._pass(groups, train=False)
+        return teacher_P, student_PG
+
+    def _pass(self, groups: Sequence[RolloutGroup], *, train: bool) -> tuple[Tensor, Tensor, float]:
+        rows, places = zip(*map(self.scorer.row, groups), strict=True)
+        count = len(groups[0].rollouts)
+        teacher_P, student_PG = torch.zeros(len(groups)), torch.zeros(len(groups), count)
+        total_loss = 0.0
+        with self.scorer.member.using(), torch.set_grad_enabled(train):
+            for part, _, batch in self._batcher.micro_batches(rows):
+                scores_B = self.scorer.scores(batch)
+                scores_PK = scores_B[_spread([places[i] for i in part], [len(rows[i].replies) for i in part])]
+                loss = losses.discriminator(self._loss, scores_PK[:, 0], scores_PK[:, 1:], len(groups))
+                if train:
+                    loss.backward()
+                total_loss += loss.item()
+                teacher_P[part] = scores_PK[:, 0].detach().float().cpu()
+                student_PG[part] = scores_PK[:, 1:].detach().float().cpu()
+        return teacher_P, student_PG, total_loss
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next update depends on."""
+        optimizer = {} if self._updater is None else self._updater.state()
+        return {
+            **{f"weights.{name}": value for name, value in self.scorer.state().items()},
+            **{f"optimizer.{name}": value for name, value in optimizer.items()},
+            "updates": torch.tensor(self.updates),
+            "bad_steps": torch.tensor(self.bad_steps),
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `state` gave."""
+        self.scorer.load(entries(state, "weights."))
+        if self._updater is not None:
+            self._updater.load(entries(state, "optimizer."))
+        self.updates, self.bad_steps = int(state["updates"]), int(state["bad_steps"])
+
+
+def _spread(places: Sequence[list[int]], sizes: Sequence[int]) -> Tensor:
+    """Row indices (P, 1 + G) in a batch whose groups hold `sizes` distinct replies each."""
+    starts = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+    return torch.tensor(places) + starts[:, None]

@@ -1,0 +1,198 @@
+"""The bookkeeping of a training stage: batches, log, checkpoints, resuming, stopping.
+
+A stage's loop sees none of it but `batches`, `log` and `checkpoint_if_due`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gad.config.run import CheckpointConfig
+from gad.errors import TrainingStopped
+from gad.progress import Progress
+from gad.records import Example, TeacherReply
+from gad.seeds import stable_seed
+from gad.signals import StopRequest
+from gad.storage import JsonlWriter, keep_rows
+from gad.training import checkpoint
+from gad.training.checkpoint import Checkpoint
+
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+class Trained(Protocol):
+    """Something whose training state can be saved and taken up again."""
+
+    bad_steps: int
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One prompt of a batch: the teacher reply it meets, and the epoch, which tells repeats apart."""
+
+    example: Example
+    teacher: TeacherReply
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a stage keeps its things and whom it listens to."""
+
+    folder: Path
+    seed: int
+    checkpoints: CheckpointConfig
+    progress: Progress
+    stop: StopRequest
+
+
+class StageRun:
+    """A training stage from its last checkpoint to its end.
+
+    parts: what is trained, by the name of its file in a checkpoint.
+    max_bad_steps: steps that may be skipped for values that are not finite before the stage stops.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        place: Place,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        total_steps: int,
+        parts: Mapping[str, Trained],
+        max_bad_steps: int = 5,
+    ) -> None:
+        self.stage = stage
+        self.total_steps = total_steps
+        self._place = place
+        self._examples = examples
+        self._batch_size = min(batch_size, len(examples))
+        self._parts = parts
+        self._max_bad_steps = max_bad_steps
+        self._metrics_path = place.folder / METRICS
+        self._checkpoints = place.folder / CHECKPOINTS
+        self.step = self._resume()
+        self._saved_step = self.step
+        self._note = ""
+        self._epoch, self._order = -1, list[int]()
+        self._last_time = time.perf_counter()
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage has made all its steps."""
+        return self.step >= self.total_steps
+
+    def batches(self) -> Iterator[tuple[int, list[Drawn]]]:
+        """Steps that are still to do, each with its batch. Steps count from 1.
+
+        Raises Interrupted after a stop request, TrainingStopped after too many steps that were not finite; the
+        training state is saved first.
+        """
+        title = f"{self.stage}"
+        with self._place.progress.task(title, self.total_steps, self.step) as bar:
+            while self.step < self.total_steps:
+                self._last_time = time.perf_counter()
+                yield self.step + 1, self._batch(self.step)
+                self.step += 1
+                bar.advance(note=self._note)
+                if self._place.stop.signal_number is not None:
+                    self._save()
+                    self._place.stop.check()
+                self._check_finite()
+        if self._saved_step < self.total_steps:
+            self._save()
+
+    def log(self, step: int, *metrics: Mapping[str, float]) -> None:
+        """One line of `metrics.jsonl`."""
+        row: dict[str, Any] = {"stage": self.stage, "step": step, "time": time.time()}
+        for part in metrics:
+            row.update(part)
+        row["time/step"] = time.perf_counter() - self._last_time
+        shown = ("discriminator/accuracy_fresh", "reward/mean", "student/cross_entropy", "reply/length_mean")
+        self._note = "  ".join(f"{name.split('/')[1]} {row[name]:.3g}" for name in shown if name in row)
+        with JsonlWriter(self._metrics_path) as writer:
+            writer.append({name: _json_number(value) for name, value in row.items()})
+
+    def checkpoint_if_due(self, step: int) -> None:
+        """Save after every so many steps and after the last one."""
+        if step % self._place.checkpoints.every_steps == 0 and step < self.total_steps:
+            self._save(step)
+
+    def _save(self, step: int | None = None) -> None:
+        step = self.step if step is None else step
+        parts = {name: part.state() for name, part in self._parts.items()}
+        state = {"total_steps": self.total_steps, "done": step >= self.total_steps, "torch": torch.__version__}
+        checkpoint.save(self._checkpoints, self.stage, step, parts, state)
+        checkpoint.prune(self._checkpoints, self.stage, self._place.checkpoints.keep_last)
+        self._saved_step = step
+
+    def _resume(self) -> int:
+        found, passed = checkpoint.latest(self._checkpoints, self.stage)
+        for line in passed:
+            self._place.progress.say(line)
+        step = 0
+        if found is not None:
+            found.state()
+            for name, part in self._parts.items():
+                part.load(found.tensors(name))
+            step = found.step
+        keep_rows(self._metrics_path, lambda row: row["stage"] != self.stage or row["step"] <= step)
+        return step
+
+    def _batch(self, step: int) -> list[Drawn]:
+        """Batches cut an endless row of shuffled epochs, so all have the same size."""
+        count = len(self._examples)
+        drawn: list[Drawn] = []
+        for position in range(step * self._batch_size, (step + 1) * self._batch_size):
+            epoch, place = divmod(position, count)
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, self._shuffled(epoch)
+            example = self._examples[self._order[place]]
+            drawn.append(Drawn(example, example.replies[epoch % len(example.replies)], epoch))
+        return drawn
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(stable_seed(self._place.seed, self.stage, "order", epoch))
+        order: list[int] = torch.randperm(len(self._examples), generator=generator).tolist()
+        return order
+
+    def _check_finite(self) -> None:
+        for name, part in self._parts.items():
+            if part.bad_steps > self._max_bad_steps:
+                self._save()
+                raise TrainingStopped(
+                    f"{self.stage}: the {name}'s gradient was not finite in {part.bad_steps} steps, the last of them "
+                    f"step {self.step}; those steps changed nothing. Lower its learning rate, or use float32; "
+                    f"the state is saved in {self._checkpoints / f'{self.stage}-{self.step}'}"
+                )
+
+
+def steps_for(epochs: float, examples: int, batch_size: int) -> int:
+    """Steps that see every example `epochs` times, at least one."""
+    return max(1, math.ceil(epochs * examples / min(batch_size, examples) - 1e-9))
+
+
+def done_checkpoint(folder: Path, stage: str) -> Checkpoint | None:
+    """The last checkpoint of a stage that has made all its steps; None where it has not."""
+    found, _ = checkpoint.latest(folder / CHECKPOINTS, stage)
+    return found if found is not None and found.state()["done"] else None
+
+
+def _json_number(value: Any) -> Any:
+    """NaN and infinities are no JSON: null, and the bad step is counted beside."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,247 @@
+"""Updates of the student: imitation of the teacher's replies, and the policy gradient.
+
+P prompts, G replies per prompt, B = P * G rows, T reply tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gad import objectives
+from gad.config.training import Kl, PolicyLoss
+from gad.layouts import Readout, TokenBatch, TokenGroup
+from gad.models.forward import hidden_states, reply_logps
+from gad.models.network import Member
+from gad.models.tokens import Codec
+from gad.records import Example, Prompt, RolloutGroup, TeacherReply
+from gad.training import losses
+from gad.training.batching import Batcher
+from gad.training.losses import Totals
+from gad.training.optimizer import Metrics, Updater, entries
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyObjective:
+    """What the adversarial stage minimises."""
+
+    policy_loss: PolicyLoss
+    kl: Kl
+    cross_entropy_weight: float
+    temperature: float
+    max_reply_tokens: int
+
+
+class StudentTrainer:
+    """Trains a member as a policy. `reference` is the policy that the KL term pulls to, None without one."""
+
+    def __init__(
+        self,
+        member: Member,
+        codec: Codec,
+        batcher: Batcher,
+        updater: Updater,
+        *,
+        reference: Member | None = None,
+    ) -> None:
+        self.member = member
+        self._codec = codec
+        self._batcher = batcher
+        self._updater = updater
+        self._reference = reference
+        self.updates = 0
+        self.bad_steps = 0
+
+    def imitate(self, examples: Sequence[tuple[Example, TeacherReply]]) -> Metrics:
+        """One update by cross-entropy on the teacher's replies."""
+        started = time.perf_counter()
+        groups = [self._imitation_row(example.prompt, reply) for example, reply in examples]
+        total_tokens = sum(len(reply) for group in groups for reply in group.replies)
+        total = 0.0
+        with self.member.using():
+            for _, _, batch in self._batcher.micro_batches(groups):
+                logps_BT, _ = self._logps(self.member, batch)
+                loss = objectives.token_cross_entropy(logps_BT, batch.readout.mask_BL, total_tokens)
+                loss.backward()
+                total += loss.item()
+        return {
+            "student/cross_entropy": total,
+            "student/grad_norm": self._step(),
+            "tokens/imitated": total_tokens,
+            "time/student": time.perf_counter() - started,
+        }
+
+    def update(self, groups: Sequence[RolloutGroup], advantages_PG: Tensor, objective: PolicyObjective) -> Metrics:
+        """One policy-gradient update on freshly sampled replies; the ids are those that were sampled.
+
+        With a cross-entropy weight the teacher's reply rides along as one more reply of its prompt.
+        """
+        started = time.perf_counter()
+        mixed = objective.cross_entropy_weight > 0
+        rows = [self._policy_row(group, with_teacher=mixed) for group in groups]
+        sampled = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+        imitated = sum(len(row.replies[-1]) for row in rows) if mixed else 0
+        totals = Totals(sampled, advantages_PG.numel(), objective.max_reply_tokens, imitated)
+        sums = _Sums()
+        for picked, _, batch in self._batcher.micro_batches(rows):
+            picked_groups = [groups[index] for index in picked]
+            part = _Part.of(batch, picked_groups, advantages_PG[picked], with_teacher=mixed)
+            sums.add(self._accumulate(part, objective, totals))
+        metrics = {
+            "student/loss": sums.loss,
+            "student/entropy": sums.entropy / sampled,
+            "student/grad_norm": self._step(),
+            "rollout/logp_gap": sums.logp_gap / sampled,
+            "tokens/trained": float(sampled + imitated),
+        }
+        if self._reference is not None:
+            metrics["student/kl_to_reference"] = sums.kl / sampled
+        if mixed:
+            metrics["student/cross_entropy"] = sums.cross_entropy
+        metrics["time/student"] = time.perf_counter() - started
+        return metrics
+
+    def kl_sums(self, groups: Sequence[RolloutGroup], objective: PolicyObjective) -> Tensor:
+        """KL estimates (P, G) summed over each reply, under the weights as they are: for a KL term in the reward."""
+        assert self._reference is not None
+        sums_PG = torch.zeros(len(groups), len(groups[0].rollouts))
+        rows = [self._policy_row(group, with_teacher=False) for group in groups]
+        with torch.no_grad():
+            for picked, _, batch in self._batcher.micro_batches(rows):
+                mask_BT = batch.readout.mask_BL
+                with self._reference.using():
+                    reference_BT, _ = self._logps(self._reference, batch, objective.temperature)
+                with self.member.using():
+                    logps_BT, _ = self._logps(self.member, batch, objective.temperature)
+                kl_BT = losses.kl(objective.kl, logps_BT, reference_BT, mask_BT)
+                sums_PG[picked] = objectives.sequence_sum(kl_BT, mask_BT).view(len(picked), -1).float().cpu()
+        return sums_PG
+
+    def teacher_nll(self, prompts: Sequence[Prompt], replies: Sequence[TeacherReply]) -> list[float]:
+        """Mean negative log-likelihood of each reply in nats per token; nothing is trained."""
+        rows = [self._imitation_row(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
+        result = [0.0] * len(rows)
+        with torch.no_grad(), self.member.using():
+            for picked, _, batch in self._batcher.micro_batches(rows):
+                logps_BT, _ = self._logps(self.member, batch)
+                means = -logps_BT.sum(-1) / batch.readout.mask_BL.sum(-1)
+                for index, value in zip(picked, means.tolist(), strict=True):
+                    result[index] = value
+        return result
+
+    def _accumulate(self, part: _Part, objective: PolicyObjective, totals: Totals) -> _Sums:
+        """Backward pass of one micro-batch."""
+        sampled, mask_BT = part.sampled, part.sampled.mask_BL
+        reference_BT = None
+        if self._reference is not None:
+            with torch.no_grad(), self._reference.using():
+                states_MH = hidden_states(self._reference.network.backbone(), part.batch)
+                reference_BT, _ = self._read(self._reference, states_MH, sampled, objective.temperature)
+        with self.member.using():
+            states_MH = hidden_states(self.member.network.backbone(), part.batch)
+            logps_BT, entropies_BT = self._read(self.member, states_MH, sampled, objective.temperature)
+            loss = losses.policy(objective.policy_loss, logps_BT, part.advantages_B, mask_BT, totals)
+            sums = _Sums(
+                entropy=entropies_BT.sum().item(), logp_gap=_gap(logps_BT.detach(), mask_BT, part.sampler_logps)
+            )
+            if reference_BT is not None:
+                kl_BT = losses.kl(objective.kl, logps_BT, reference_BT, mask_BT)
+                sums.kl = kl_BT.detach().sum().item()
+                if objective.kl.place == "loss" and objective.kl.weight > 0:
+                    loss = loss + objective.kl.weight * objectives.token_mean(kl_BT, mask_BT, totals.tokens)
+            if part.imitated is not None:
+                teacher_BT, _ = self._read(self.member, states_MH, part.imitated, 1.0)
+                cross_entropy = objectives.token_cross_entropy(teacher_BT, part.imitated.mask_BL, totals.imitated)
+                sums.cross_entropy = cross_entropy.item()
+                loss = loss + objective.cross_entropy_weight * cross_entropy
+            loss.backward()
+        sums.loss = loss.item()
+        return sums
+
+    def _logps(self, member: Member, batch: TokenBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        return self._read(member, hidden_states(member.network.backbone(), batch), batch.readout, temperature)
+
+    def _read(self, member: Member, states_MH: Tensor, readout: Readout, temperature: float) -> tuple[Tensor, Tensor]:
+        network = member.network
+        return reply_logps(states_MH, readout, network.head_VH, temperature=temperature, softcap=network.softcap)
+
+    def _imitation_row(self, prompt: Prompt, reply: TeacherReply) -> TokenGroup:
+        encoded = self._codec.reply_ids(reply.text, finished=reply.finished)
+        return TokenGroup(self._codec.prompt_ids(prompt), (encoded.token_ids,))
+
+    def _policy_row(self, group: RolloutGroup, *, with_teacher: bool) -> TokenGroup:
+        replies = [rollout.token_ids for rollout in group.rollouts]
+        if with_teacher:
+            replies.append(self._codec.reply_ids(group.teacher.text, finished=group.teacher.finished).token_ids)
+        return TokenGroup(self._codec.prompt_ids(group.example.prompt), tuple(replies))
+
+    def _step(self) -> float:
+        self.updates += 1
+        norm = self._updater.step(self.updates)
+        self.bad_steps += norm is None
+        return float("nan") if norm is None else norm
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next update depends on."""
+        return {
+            **{f"weights.{name}": value for name, value in self.member.state().items()},
+            **{f"optimizer.{name}": value for name, value in self._updater.state().items()},
+            "updates": torch.tensor(self.updates),
+            "bad_steps": torch.tensor(self.bad_steps),
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `state` gave."""
+        self.member.load(entries(state, "weights."))
+        self._updater.load(entries(state, "optimizer."))
+        self.updates, self.bad_steps = int(state["updates"]), int(state["bad_steps"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A micro-batch: where sampled and imitated replies are in it, and what belongs to the sampled ones."""
+
+    batch: TokenBatch
+    sampled: Readout
+    imitated: Readout | None
+    advantages_B: Tensor
+    sampler_logps: list[tuple[float, ...]]
+
+    @classmethod
+    def of(
+        cls, batch: TokenBatch, groups: Sequence[RolloutGroup], advantages_PG: Tensor, *, with_teacher: bool
+    ) -> _Part:
+        count = advantages_PG.shape[1]
+        place_B = torch.arange(len(batch.readout.last_B), device=batch.readout.last_B.device) % (count + with_teacher)
+        return cls(
+            batch,
+            batch.readout.rows(place_B < count),
+            batch.readout.rows(place_B == count) if with_teacher else None,
+            advantages_PG.flatten().to(place_B.device),
+            [rollout.logps for group in groups for rollout in group.rollouts],
+        )
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What a step adds up over its micro-batches."""
+
+    loss: float = 0.0
+    kl: float = 0.0
+    entropy: float = 0.0
+    cross_entropy: float = 0.0
+    logp_gap: float = 0.0
+
+    def add(self, other: _Sums) -> None:
+        for name in _Sums.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+def _gap(logps_BT: Tensor, mask_BT: Tensor, sampler_logps: Sequence[tuple[float, ...]]) -> float:
+    """Sum over tokens of |log-probability here - at sampling|: bfloat16 and another order of sums, or stale weights."""
+    sampled_N = torch.tensor([value for row in sampler_logps for value in row], device=logps_BT.device)
+    return (logps_BT[mask_BT] - sampled_N).abs().sum().item() if len(sampled_N) else 0.0
