@@ -1,0 +1,1 @@
+"""Is the student good? Figures from texts alone, judges, and the statistics under both. Nothing here imports torch."""
