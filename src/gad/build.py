@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from gad.config.models import Full, Lora, OwnDiscriminator, SharedDiscriminator
 from gad.config.run import RunConfig
-from gad.config.training import BradleyTerry, Optimizer, Sampling, WarmupPhase
+from gad.config.training import BradleyTerry, Optimizer, Sampling
 from gad.errors import ConfigError
 from gad.models.loading import check_vocabulary, load_model, load_tokenizer
 from gad.models.network import Member, Network
@@ -20,12 +21,11 @@ from gad.models.tokens import Codec
 from gad.records import Example
 from gad.rollout.local import LocalEngine
 from gad.seeds import stable_seed
+from gad.stages import export
 from gad.stages.sampling import Sampler
-from gad.stages.warmup import Who
 from gad.training.batching import Batcher
 from gad.training.discriminator import DiscriminatorTrainer
 from gad.training.optimizer import Updater
-from gad.training.run import steps_for
 from gad.training.student import PolicyObjective, StudentTrainer
 
 if TYPE_CHECKING:
@@ -141,6 +141,16 @@ class Workshop:
             self._config.prompt.max_reply_tokens,
         )
 
+    def export(self, member: Member, target: Path, folder: Path) -> None:
+        """Write a member's effective weights, the tokenizer and a model card."""
+        student = self._config.student
+        plain = load_model(
+            student.model, dtype=DTYPES[student.dtype], device=self._device, trust_remote_code=student.trust_remote_code
+        )
+        member.write_into(plain)
+        tokenizer = load_tokenizer(student.model, trust_remote_code=student.trust_remote_code)
+        export.export(target, self._config, folder, plain, tokenizer)
+
     @cached_property
     def _network(self) -> tuple[Network, PreTrainedModel | None]:
         student = self._config.student
@@ -188,8 +198,3 @@ class Workshop:
 
     def _seed(self, name: str) -> int:
         return stable_seed(self._config.seed, "adapter", name)
-
-
-def phase_steps(phases: Sequence[WarmupPhase], examples: int, batch_size: int) -> list[tuple[Who, int]]:
-    """Each warm-up phase with its number of steps."""
-    return [(phase.train, phase.steps or steps_for(phase.epochs or 0.0, examples, batch_size)) for phase in phases]

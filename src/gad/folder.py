@@ -42,9 +42,7 @@ def _adopt(config: RunConfig, path: Path) -> None:
     resolved = config.model_dump(mode="json")
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        changes = sorted(
-            key for key in differences(before, resolved) if key.split(".")[0] not in FREE_SECTIONS
-        )
+        changes = sorted(key for key in differences(before, resolved) if key.split(".")[0] not in FREE_SECTIONS)
         if changes:
             shown = ", ".join(changes[:5]) + (f" and {len(changes) - 5} more" if len(changes) > 5 else "")
             raise RunFolderError(

@@ -10,22 +10,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gad.build import Workshop, phase_steps
+from gad.build import Workshop
 from gad.config.run import NamedDecoding, RunConfig
 from gad.config.training import Optimizer, Sampling
 from gad.errors import RunFolderError
 from gad.progress import Progress
 from gad.records import Example, GeneratedReply, Prompt
+from gad.schedule import adversarial_steps, phase_steps, steps_for, steps_of
 from gad.signals import StopRequest
 from gad.stages import adversarial, collect, generate, measure, seqkd, summarize, warmup
 from gad.stages.generate import missing, replies_path
 from gad.stages.measure import scores_path
-from gad.stages.warmup import Who
 from gad.storage import write_json, write_jsonl
 from gad.training import checkpoint
 from gad.training.discriminator import DiscriminatorTrainer
 from gad.training.optimizer import entries
-from gad.training.run import CHECKPOINTS, Place, StageRun, done_checkpoint, steps_for
+from gad.training.run import CHECKPOINTS, Place, StageRun, done_checkpoint
 
 HEADLINE = "gad"
 TEACHER = "teacher"
@@ -75,7 +75,15 @@ class Pipeline:
 
     def run(self) -> None:
         """Every stage in turn."""
-        for stage in (self.collect, self.seqkd, self.warmup, self.adversarial, self.generate, self.evaluate):
+        for stage in (
+            self.collect,
+            self.seqkd,
+            self.warmup,
+            self.adversarial,
+            self.generate,
+            self.evaluate,
+            self.export,
+        ):
             stage()
 
     def collect(self) -> None:
@@ -114,8 +122,8 @@ class Pipeline:
             return
         phases = phase_steps(settings.phases, len(self._train_examples), settings.batch_size)
         self._take(self._initial_weights)
-        student = self._shop.student_trainer(settings.student, _steps_of(phases, "student"))
-        discriminator = self._shop.discriminator_trainer(settings.discriminator, _steps_of(phases, "discriminator"))
+        student = self._shop.student_trainer(settings.student, steps_of(phases, "student"))
+        discriminator = self._shop.discriminator_trainer(settings.discriminator, steps_of(phases, "discriminator"))
         run = StageRun(
             "warmup",
             self._place,
@@ -134,7 +142,7 @@ class Pipeline:
         if settings is None or self._done("adversarial"):
             return
         examples = self._train_examples
-        steps = settings.steps or steps_for(settings.epochs or 0.0, len(examples), settings.batch_size)
+        steps = adversarial_steps(settings, len(examples))
         self._take(self._warm_weights())
         reference = self._shop.reference
         reference.load(self._shop.student.state())
@@ -173,6 +181,14 @@ class Pipeline:
         self._score(jobs)
         self._likelihoods()
         summarize.summarize(self.config, self.folder, self.students, list(self._sets.values()))
+
+    def export(self, target: Path | None = None) -> Path:
+        """The student as a Hugging Face folder: `student/` in the run folder, or elsewhere."""
+        target = target or self.folder / "student"
+        if not target.exists():
+            self._take(self._weights(self.students[-1]))
+            self._shop.export(self._shop.student, target, self.folder)
+        return target
 
     @property
     def students(self) -> list[str]:
@@ -377,7 +393,3 @@ class Job:
     def is_choice(self, config: RunConfig) -> bool:
         """Whether checkpoints are chosen by these replies."""
         return self.set.name == "held_out" and self.decoding == config.evaluation.decodings[0]
-
-
-def _steps_of(phases: list[tuple[Who, int]], part: Who) -> int:
-    return sum(steps for who, steps in phases if who in (part, "both"))

@@ -13,10 +13,11 @@ from gad.config.data import Columns, Source
 from gad.data.arrow import read_arrow_rows, read_parquet_rows
 from gad.data.folders import FORMAT_OF, FileFormat, files_of_folder
 from gad.data.hub import read_hub_rows
-from gad.data.rows import BadRow, RawRow
+from gad.data.rows import BadRow, RawRow, tidy
 from gad.data.text import read_csv_rows, read_jsonl_rows
 from gad.errors import DataError
 
+_FILE_SUFFIXES = {*FORMAT_OF, ".json", ".txt", ".gz", ".zst", ".zip", ".yaml", ".xlsx"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -42,26 +43,37 @@ def _all_rows(source: Source) -> Iterator[RawRow | BadRow]:
         return _local_rows(path, source)
     if source.format == "auto" and _is_hub_name(source.path):
         return read_hub_rows(source)
-    raise DataError(f"{source.path}: no such file or folder{_nearest(path)}")
+    raise DataError(f"{tidy(source.path)}: no such file or folder{_nearest(path)}")
+
+
+def is_remote(source: Source) -> bool:
+    """Whether the rows would have to be fetched from the Hugging Face hub."""
+    return source.format == "hub" or (
+        source.format == "auto" and not _exists(Path(source.path)) and _is_hub_name(source.path)
+    )
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{tidy(str(path))} cannot be read: {error.strerror or error}") from error
 
 
 def _is_hub_name(name: str) -> bool:
     """`data/train` beside a folder `data` is a mistyped path, not the dataset `train` of a user `data`."""
-    return bool(_HUB_NAME.fullmatch(name)) and Path(name).suffix not in FORMAT_OF and not Path(name).parent.is_dir()
+    return (
+        bool(_HUB_NAME.fullmatch(name))
+        and Path(name).suffix.lower() not in _FILE_SUFFIXES
+        and not Path(name).parent.is_dir()
+    )
 
 
 def _nearest(path: Path) -> str:
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
-        return f"; the folder {path.parent} is not there either" if path.parent != Path() else ""
+        return f"; the folder {tidy(str(path.parent))} is not there either"
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {path.parent / near[0]}?" if near else f" in {path.parent.resolve()}"
 

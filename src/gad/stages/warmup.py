@@ -6,15 +6,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Literal
 
+from gad.schedule import Who
 from gad.stages.sampling import Sampler
 from gad.training.discriminator import DiscriminatorTrainer
 from gad.training.optimizer import Metrics
 from gad.training.run import StageRun
 from gad.training.student import StudentTrainer
-
-Who = Literal["student", "discriminator", "both"]
 
 
 def train(

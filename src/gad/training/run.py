@@ -182,11 +182,6 @@ class StageRun:
                 )
 
 
-def steps_for(epochs: float, examples: int, batch_size: int) -> int:
-    """Steps that see every example `epochs` times, at least one."""
-    return max(1, math.ceil(epochs * examples / min(batch_size, examples) - 1e-9))
-
-
 def done_checkpoint(folder: Path, stage: str) -> Checkpoint | None:
     """The last checkpoint of a stage that has made all its steps; None where it has not."""
     found, _ = checkpoint.latest(folder / CHECKPOINTS, stage)

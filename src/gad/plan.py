@@ -1,0 +1,105 @@
+"""Every number that follows from a run file, before anything is computed. Touches no network and no model."""
+
+from __future__ import annotations
+
+from gad.config.data import HeldOutShare, Source
+from gad.config.run import RunConfig
+from gad.data import load_data
+from gad.data.sources import is_remote
+from gad.schedule import adversarial_steps, phase_steps, steps_for, steps_of
+
+Line = tuple[str, str]
+
+
+def derive(config: RunConfig) -> list[tuple[str, list[Line]]]:
+    """Sections of (what, value) lines. Raises DataError for data that cannot be used.
+
+    Data that are not on this machine are not fetched: numbers that need them are left out, and a line says so.
+    """
+    remote = [source.path for source in _sources(config) if is_remote(source)]
+    if remote:
+        return [("data", [("not on this machine", ", ".join(remote)), ("then", "steps are known after `gad collect`")])]
+    sets = load_data(config.data, seed=config.seed)
+    train = len(sets.train.examples)
+    measured = {"held_out": len(sets.held_out.examples)}
+    if sets.out_of_distribution is not None:
+        measured["out_of_distribution"] = len(sets.out_of_distribution.examples)
+    sizes = [("train", f"{train:,} prompts"), *((name, f"{size:,} prompts") for name, size in measured.items())]
+    sizes.append(("near-duplicates across sets", str(len(sets.leaks))))
+    return [
+        ("data", sizes),
+        *_seqkd(config, train),
+        *_warmup(config, train),
+        *_adversarial(config, train),
+        ("evaluation", _evaluation(config, measured, train)),
+    ]
+
+
+def _sources(config: RunConfig) -> list[Source]:
+    data = config.data
+    held_out = [] if isinstance(data.held_out, HeldOutShare) else [data.held_out]
+    return [*data.train, *held_out, *([data.out_of_distribution] if data.out_of_distribution else [])]
+
+
+def _seqkd(config: RunConfig, train: int) -> list[tuple[str, list[Line]]]:
+    settings = config.seqkd
+    if settings is None:
+        return []
+    steps = steps_for(settings.epochs, train, settings.batch_size)
+    return [
+        ("seqkd", [_batch(settings.batch_size, train), ("steps", f"{steps:,}"), ("epochs", f"{settings.epochs:g}")])
+    ]
+
+
+def _warmup(config: RunConfig, train: int) -> list[tuple[str, list[Line]]]:
+    settings = config.warmup
+    if settings is None:
+        return []
+    phases = phase_steps(settings.phases, train, settings.batch_size)
+    replies = steps_of(phases, "discriminator") * min(settings.batch_size, train) * settings.replies_per_prompt
+    lines = [
+        _batch(settings.batch_size, train),
+        ("phases", ", ".join(f"{who} {steps:,} steps" for who, steps in phases)),
+        ("replies sampled", f"{replies:,}, at most {replies * config.prompt.max_reply_tokens:,} tokens"),
+    ]
+    return [("warmup", lines)]
+
+
+def _adversarial(config: RunConfig, train: int) -> list[tuple[str, list[Line]]]:
+    settings = config.adversarial
+    if settings is None:
+        return []
+    steps, batch = adversarial_steps(settings, train), min(settings.batch_size, train)
+    rows = batch * settings.replies_per_prompt
+    longest = config.prompt.max_prompt_tokens + config.prompt.max_reply_tokens
+    lines = [
+        _batch(settings.batch_size, train),
+        ("replies a step", f"{batch} x {settings.replies_per_prompt} = {rows:,}"),
+        ("steps", f"{steps:,} ({steps * batch / train:.2f} epochs)"),
+        ("replies sampled", f"{steps * rows:,}, at most {steps * rows * config.prompt.max_reply_tokens:,} tokens"),
+        ("longest row", f"{longest:,} tokens; budget of a micro-batch {config.compute.tokens_per_micro_batch:,}"),
+        ("checkpoints", f"every {config.checkpoints.every_steps} steps, the last {config.checkpoints.keep_last} kept"),
+    ]
+    return [("adversarial", lines)]
+
+
+def _evaluation(config: RunConfig, measured: dict[str, int], train: int) -> list[Line]:
+    settings = config.evaluation
+    independent = settings.independent
+    students = 1 + (config.seqkd is not None) + (config.adversarial is not None or config.warmup is not None)
+    prompts = sum(min(size, settings.max_prompts or size) for size in measured.values())
+    steps = steps_for(independent.epochs, train, independent.batch_size)
+    return [
+        ("students", str(students)),
+        ("decodings", ", ".join(decoding.name for decoding in settings.decodings)),
+        ("replies", f"{students * prompts * len(settings.decodings):,}"),
+        (
+            "independent discriminator",
+            f"{steps:,} steps of {independent.batch_size} x {independent.replies_per_prompt}",
+        ),
+    ]
+
+
+def _batch(batch_size: int, train: int) -> Line:
+    less = f" (the run file's {batch_size} is more than there are)" if batch_size > train else ""
+    return "prompts a step", f"{min(batch_size, train):,}{less}"
