@@ -23,7 +23,7 @@ def margins(teacher_scores_P: Tensor, student_scores_PG: Tensor) -> Tensor:
     assert teacher_scores_P.ndim == 1, teacher_scores_P.shape
     assert student_scores_PG.ndim == 2, student_scores_PG.shape
     assert len(teacher_scores_P) == len(student_scores_PG), (len(teacher_scores_P), len(student_scores_PG))
-    return widen(teacher_scores_P)[:, None] - widen(student_scores_PG)
+    return widen(teacher_scores_P)[:, None] - student_scores_PG
 
 
 def accuracy(margins_PG: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def clip_fraction(
     *,
     clip_low: float,
     clip_high: float,
-    dual_clip: float | None = None,
+    dual_clip: float | None,
 ) -> Tensor:
     """Share (scalar, 0 to 1) of reply tokens that the clip leaves without gradient.
 

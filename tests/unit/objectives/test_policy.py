@@ -243,6 +243,12 @@ def test_half_precision_is_widened(name):
     assert torch.equal(loss_BT, LOSSES[name](*(t.float() for t in halves), mask_BT))
 
 
+def test_the_dual_clip_of_a_half_precision_advantage_is_exact():
+    """3 * (1 + 1/128) has more digits than bf16 holds."""
+    now_BT, old_BT, advantages_B, mask_BT = one_token(9.0, -1 - 1 / 128)
+    assert clipped_surrogate(now_BT, old_BT, advantages_B.bfloat16(), mask_BT).item() == 3 + 3 / 128
+
+
 @pytest.mark.parametrize("ratio", [token_ratio, sequence_ratio])
 @pytest.mark.parametrize(("log_ratio", "expected"), [(19.0, 19.0), (25.0, 20.0), (-19.0, -19.0), (-25.0, -20.0)])
 def test_log_ratios_are_held_within_twenty(ratio, log_ratio, expected):
