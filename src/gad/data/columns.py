@@ -76,7 +76,9 @@ def parse_row(values: Mapping[str, object], names: Mapping[str, str], *, with_re
     Raises RowError, with column and value, for what is not text, not a conversation or not there.
     """
     messages = _prompt(values[names["prompt"]], names["prompt"])
-    reply_is_a_turn = len(messages) > 1 and messages[-1].role == "assistant"
+    reply_is_a_turn = messages[-1].role == "assistant"
+    if reply_is_a_turn and len(messages) == 1:
+        raise RowError("no usable prompt", f"{names['prompt']} has the assistant's turn only")
     completions: tuple[str, ...] = ()
     if with_reply and "completion" in names:
         completions = _completions(values[names["completion"]], names["completion"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from gad.config.data import Source
 from gad.data.arrow import needed_columns
@@ -23,12 +25,13 @@ def read_hub_rows(source: Source) -> Iterator[RawRow]:
             f"{source.path!r} is no file or folder here; reading it from the Hugging Face hub", "hub"
         ) from error
     try:
-        splits = datasets.get_dataset_split_names(source.path, source.subset, revision=source.revision)
-        split = choose_split([str(name) for name in splits], source.split, source.path)
-        label = f"{source.path} (hub, {split})"
-        data = datasets.load_dataset(
-            source.path, source.subset, split=split, revision=source.revision, streaming=source.limit is not None
-        )
+        with _without_retry_warnings():
+            splits = datasets.get_dataset_split_names(source.path, source.subset, revision=source.revision)
+            split = choose_split([str(name) for name in splits], source.split, source.path)
+            label = f"{source.path} (hub, {split})"
+            data = datasets.load_dataset(
+                source.path, source.subset, split=split, revision=source.revision, streaming=source.limit is not None
+            )
         if data.column_names:
             data = data.select_columns(needed_columns(source.columns, data.column_names, label))
         for number, values in enumerate(data, start=1):
@@ -41,3 +44,15 @@ def read_hub_rows(source: Source) -> Iterator[RawRow]:
             f"{source.path}: no such file or folder here, and not to be had from the Hugging Face hub: {reason}."
             " Check the name, the connection and, for a private dataset, HF_TOKEN"
         ) from error
+
+
+@contextmanager
+def _without_retry_warnings() -> Iterator[None]:
+    """One message in the end, not one per attempt."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

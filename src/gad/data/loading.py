@@ -109,7 +109,7 @@ def load_examples(
 def load_prompts(
     source: Source | Sequence[Source], *, on_bad_rows: OnBadRows = "stop", filters: Filters | None = None
 ) -> PromptSet:
-    """Prompts alone, to be sent to a teacher or a student. A last assistant turn is left off. Raises as load_examples."""
+    """Prompts alone, to be sent to a teacher or student. A last assistant turn is left off. Raises as load_examples."""
     gathered = _Gathered(_as_sources(source), on_bad_rows, filters or Filters(), with_reply=False)
     prompts = tuple(prompt for prompt, _ in gathered.prompts.values())
     return PromptSet(prompts, gathered.origin(prompts))

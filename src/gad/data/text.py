@@ -140,7 +140,9 @@ def _parse_object(text: str) -> dict[str, object]:
     except RecursionError as error:
         raise RowError("not JSON", "nested too deeply") from error
     except ValueError as error:
-        what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        what = "a number of too many digits"
+        if isinstance(error, json.JSONDecodeError):
+            what = f"{error.msg} (column {error.colno})"
         if text.strip() == "[":
             what = "the file is one JSON array; write one object a line (jq -c '.[]')"
         elif not text.endswith("\n"):
