@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def import_texts(config: DataConfig, folder: Path, *, seed: int) -> dict[str, An
     write_jsonl(folder / TEACHER, _rows(sets.train.examples))
     origins = {
         "sets": {"train": _origin(sets.train), **{name: _origin(loaded) for name, loaded in measured.items()}},
-        "leaks": [leak.as_dict() for leak in sets.leaks],
+        "leaks": [asdict(leak) for leak in sets.leaks],
     }
     write_json(folder / ORIGINS, origins)
     return origins

@@ -1,0 +1,76 @@
+"""The weights of each arm of a run: what training starts from, and what its checkpoints hold."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from gad.build import Workshop
+from gad.config.run import RunConfig
+from gad.errors import RunFolderError
+from gad.training import checkpoint
+from gad.training.optimizer import entries
+from gad.training.run import CHECKPOINTS, done_checkpoint
+
+BASE = "base"
+HEADLINE = "gad"
+CHOICE = "choice.json"
+
+Weights = dict[str, Tensor]
+
+
+class Arms:
+    """Puts an arm's weights into the student that is in memory."""
+
+    def __init__(self, config: RunConfig, shop: Workshop) -> None:
+        self._config = config
+        self._folder: Path = config.folder
+        self._shop = shop
+
+    @property
+    def names(self) -> list[str]:
+        """The arms of this run, in the order in which they are shown; the last one is the headline's."""
+        config = self._config
+        names = [BASE]
+        names += ["seqkd"] if config.seqkd is not None else []
+        names += ["warmup"] if config.warmup is not None and config.adversarial is None else []
+        return names + ([HEADLINE] if config.adversarial is not None else [])
+
+    def take(self, name: str) -> None:
+        """An arm by its name, or the student of one adversarial checkpoint, `gad-<step>`.
+
+        Raises RunFolderError where the stage that makes it has not been run to its end.
+        """
+        self._load(self._initial if name == BASE else self._of(name))
+
+    def take_warm(self) -> None:
+        """The student that the adversarial stage starts from."""
+        self.take(BASE if self._config.warmup is None else "warmup")
+
+    def _load(self, weights: Weights) -> None:
+        assert self._initial, "the initial weights are noted before the first change"
+        self._shop.student.load(weights)
+
+    @cached_property
+    def _initial(self) -> Weights:
+        return {name: tensor.clone() for name, tensor in self._shop.student.state().items()}
+
+    def _of(self, name: str) -> Weights:
+        if name == HEADLINE:
+            choice = json.loads((self._folder / CHOICE).read_text(encoding="utf-8"))
+            stage, step = choice["chosen"].rsplit("-", 1)
+        elif name.startswith(f"{HEADLINE}-"):
+            stage, step = "adversarial", name.removeprefix(f"{HEADLINE}-")
+        else:
+            return self._of_stage(name)
+        found = {item.step: item for item in checkpoint.find(self._folder / CHECKPOINTS, stage)}
+        return entries(found[int(step)].tensors("student"), "weights.")
+
+    def _of_stage(self, stage: str) -> Weights:
+        done = done_checkpoint(self._folder, stage)
+        if done is None:
+            raise RunFolderError(f"{self._folder} holds no finished {stage}: run `gad {stage}` first")
+        return entries(done.tensors("student"), "weights.")

@@ -1,0 +1,213 @@
+"""Generation and evaluation of a run: every arm, every set, every decoding; what is there is not done again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+
+from gad.arms import CHOICE, HEADLINE, Arms
+from gad.build import Workshop
+from gad.config.run import NamedDecoding, RunConfig
+from gad.config.training import Optimizer
+from gad.errors import RunFolderError
+from gad.examples import Examples
+from gad.records import Example, GeneratedReply, Prompt
+from gad.schedule import steps_for
+from gad.stages import generate, measure, summarize, warmup
+from gad.stages.generate import missing, replies_path
+from gad.stages.measure import scores_path
+from gad.storage import write_json, write_jsonl
+from gad.training import checkpoint
+from gad.training.discriminator import DiscriminatorTrainer
+from gad.training.run import CHECKPOINTS, Place, StageRun
+
+TEACHER = "teacher"
+HELD_OUT = "held_out"
+IDLE = Optimizer(learning_rate=1e-9)
+"""For a trainer that only measures."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSet:
+    """Prompts with the teacher's replies, to measure on."""
+
+    name: str
+    examples: list[Example]
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts alone."""
+        return [example.prompt for example in self.examples]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """Replies of one student to one set by one decoding."""
+
+    student: str
+    set: EvaluationSet
+    decoding: NamedDecoding
+    path: Path
+
+    def is_choice(self, config: RunConfig) -> bool:
+        """Whether checkpoints are chosen by these replies."""
+        return self.set.name == HELD_OUT and self.decoding == config.evaluation.decodings[0]
+
+
+class Evaluation:
+    """What comes after training."""
+
+    def __init__(self, config: RunConfig, place: Place, shop: Workshop, arms: Arms, examples: Examples) -> None:
+        self.config = config
+        self.folder = place.folder
+        self._place = place
+        self._shop = shop
+        self._arms = arms
+        self._examples = examples
+
+    def generate(self) -> None:
+        """Replies of every student to every set, by every decoding."""
+        self._teacher_replies()
+        self._choose()
+        self._fill([job for name in self._arms.names for job in self._jobs(name)])
+
+    def evaluate(self) -> None:
+        """Figures of every student."""
+        self.generate()
+        jobs = [job for name in self._arms.names for job in self._jobs(name)]
+        self._score(jobs)
+        self._likelihoods()
+        summarize.summarize(
+            self.config, self.folder, self._arms.names, {name: each.examples for name, each in self._sets.items()}
+        )
+
+    @cached_property
+    def _sets(self) -> dict[str, EvaluationSet]:
+        found = self._examples.sets(self.config.evaluation.max_prompts)
+        return {name: EvaluationSet(name, examples) for name, examples in found.items()}
+
+    def _jobs(self, student: str) -> list[Job]:
+        decodings = self.config.evaluation.decodings
+        return [
+            Job(
+                student, each, decoding, replies_path(self.folder, student, each.name, decoding.name, decodings[0].name)
+            )
+            for each in self._sets.values()
+            for decoding in decodings
+        ]
+
+    def _fill(self, jobs: list[Job]) -> None:
+        """Generate what is missing of these replies."""
+        waiting = [job for job in jobs if missing(job.path, job.set.prompts)]
+        if not waiting:
+            return
+        total = sum(len(job.set.examples) for job in jobs)
+        done = total - sum(len(job.set.examples) for job in waiting)
+        with self._place.progress.task("generate", total, done) as task:
+            for student, group in groupby(waiting, key=lambda job: job.student):
+                self._arms.take(student)
+                self._shop.engine.load_weights(self._shop.student, version=0)
+                for job in group:
+                    generate.generate(
+                        job.path,
+                        job.set.prompts,
+                        job.decoding,
+                        self._shop.engine,
+                        self._shop.codec,
+                        seed=self.config.seed,
+                        batch_size=self.config.compute.rows_per_sampling_batch,
+                        task=task,
+                        stop=self._place.stop,
+                    )
+
+    def _score(self, jobs: list[Job]) -> None:
+        """Have the independent discriminator score what it has not scored."""
+        paths = {job: scores_path(self.folder, job.student, job.set.name, job.decoding.name) for job in jobs}
+        waiting = [job for job in jobs if not paths[job].exists()]
+        if not waiting:
+            return
+        independent = self._independent()
+        with self._place.progress.task("score", len(waiting)) as task:
+            for job in waiting:
+                replies = generate.read_replies(job.path)
+                measure.score(paths[job], job.set.examples, replies, independent, self._shop.codec)
+                task.advance()
+                self._place.stop.check()
+
+    def _likelihoods(self) -> None:
+        """How likely each student finds the teacher's replies."""
+        for student in self._arms.names:
+            paths = {name: measure.likelihood_path(self.folder, student, name) for name in self._sets}
+            waiting = [name for name, path in paths.items() if not path.exists()]
+            if waiting:
+                self._arms.take(student)
+                trainer = self._shop.student_trainer(IDLE, 1)
+                for name in waiting:
+                    measure.likelihood(paths[name], self._sets[name].examples, trainer)
+            self._place.stop.check()
+
+    def _independent(self) -> DiscriminatorTrainer:
+        """The evaluation's own discriminator, trained on its own samples of the warm-up student."""
+        settings = self.config.evaluation.independent
+        steps = steps_for(settings.epochs, len(self._examples.train), settings.batch_size)
+        trainer = self._shop.independent_trainer(steps)
+        run = StageRun(
+            "independent",
+            self._place,
+            self._examples.train,
+            batch_size=settings.batch_size,
+            total_steps=steps,
+            parts={"discriminator": trainer},
+        )
+        if not run.done:
+            self._arms.take_warm()
+            student = self._shop.student_trainer(IDLE, 1)
+            sampling = self.config.evaluation.decodings[0].sampling
+            sampler = self._shop.sampler("independent", sampling, settings.replies_per_prompt)
+            warmup.train(run, [("discriminator", steps)], student, trainer, sampler)
+        return trainer
+
+    def _choose(self) -> None:
+        """Pick the checkpoint that is the student, once, and write down why."""
+        path = self.folder / CHOICE
+        if path.exists() or self.config.adversarial is None:
+            return
+        candidates = checkpoint.find(self.folder / CHECKPOINTS, "adversarial")
+        settings = self.config.evaluation.checkpoint
+        if not candidates:
+            raise RunFolderError(f"{self.folder} holds no adversarial checkpoint: run `gad adversarial` first")
+        names = {f"{HEADLINE}-{candidate.step}": candidate for candidate in candidates}
+        chosen, reason = f"{HEADLINE}-{candidates[0].step}", "the last one; nothing was selected (metric: last)"
+        if settings.metric != "last":
+            jobs = [job for name in names for job in self._jobs(name) if job.is_choice(self.config)]
+            self._fill(jobs)
+            self._score(jobs)
+            figures = summarize.choose_figures(self.config, self.folder, list(names), HELD_OUT)
+            from gad.judging.selection import best_checkpoint
+
+            chosen, reason = best_checkpoint(figures, settings)
+        write_json(
+            path,
+            {
+                "chosen": names[chosen].path.name,
+                "last": candidates[0].path.name,
+                "metric": settings.metric,
+                "reason": reason,
+            },
+        )
+
+    def _teacher_replies(self) -> None:
+        """The teacher's own replies, counted in the student's tokens."""
+        headline = self.config.evaluation.decodings[0].name
+        for each in self._sets.values():
+            path = replies_path(self.folder, TEACHER, each.name, headline, headline)
+            if not path.exists():
+                write_jsonl(path, (self._teacher_reply(example).as_dict() for example in each.examples))
+
+    def _teacher_reply(self, example: Example) -> GeneratedReply:
+        reply, prompt = example.replies[0], example.prompt
+        encoded = self._shop.codec.reply_ids(reply.text, finished=reply.finished)
+        text = reply.text.strip() if encoded.finished == reply.finished else self._shop.codec.text(encoded.token_ids)
+        return GeneratedReply(prompt.id, prompt.messages, text, len(encoded.token_ids), encoded.finished)
