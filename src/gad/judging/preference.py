@@ -1,13 +1,14 @@
-"""What verdicts on pairs of replies add up to: win rate, position bias, agreement, and preference with length taken out."""
+"""What verdicts on pairs of replies add up to: win rate, position bias, agreement, preference without length."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from gad.judging.statistics import Estimate, bootstrap_mean, resampled_weights
+from gad.judging.statistics import Estimate, bootstrap_mean, resampled_weights, t_quantile
 from gad.records import Verdict
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ MATCHED_RATIO = 1.25
 _SLOPE_RIDGE = 0.01
 """Prior precision of the length slope: one of 10 is one standard deviation, so a judge that goes by length alone keeps
 a finite slope while an ordinary slope (0 to 3) is left alone. At 1.0 such a judge still got .64 instead of .5 where
-80% of the replies were longer (n = 60); at 0.01 it gets .54."""
+80% of the replies were longer (n = 60); at 0.01 it gets .52 (.56 where 95% were)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +174,10 @@ def length_controlled_preference(
     quality, slope = (float(value) for value in _fit(x_P, y_P, np.ones((1, len(keys))))[0])
     controlled = _sigmoid(quality)
     low, high = -math.inf, math.inf
-    if len(keys) > 1:
+    if len(keys) > 2:
         drawn = [_fit(x_P, y_P, weights_RP)[:, 0] for weights_RP in resampled_weights(len(keys), resamples, seed)]
         bounds = np.quantile(np.concatenate(drawn), [0.5 - level / 2.0, 0.5 + level / 2.0])
-        low, high = (_sigmoid(float(bound)) for bound in bounds)
+        low, high = (_sigmoid(quality + _small_sample(len(keys), level) * (float(b) - quality)) for b in bounds)
     strata: dict[str, list[float]] = {"shorter": [], "matched": [], "longer": []}
     for key in keys:
         strata[_stratum(lengths[key], other_lengths[key])].append(preferences[key])
@@ -218,6 +219,11 @@ def _stratum(length: float, other: float) -> str:
     if length > MATCHED_RATIO * other:
         return "longer"
     return "shorter" if other > MATCHED_RATIO * length else "matched"
+
+
+def _small_sample(n: int, level: float) -> float:
+    """A percentile interval is too narrow for few prompts: Student's quantile over the normal one, n over n - 2."""
+    return t_quantile(0.5 + level / 2.0, n - 2) / NormalDist().inv_cdf(0.5 + level / 2.0) * math.sqrt(n / (n - 2))
 
 
 def _sigmoid(value: float) -> float:

@@ -118,7 +118,7 @@ def paired_difference(a: PromptValues, b: PromptValues, *, seed: int, level: flo
     if variance < 1e-24 and shares:
         low, high = (2.0 * bound - 1.0 for bound in _score_interval((mean + 1.0) / 2.0, 0.0, n, level))
     else:
-        half = _t_quantile(0.5 + level / 2.0, n - 1) * math.sqrt(variance / n)
+        half = t_quantile(0.5 + level / 2.0, n - 1) * math.sqrt(variance / n)
         low, high = mean - half, mean + half
     estimate = Estimate(mean, min(low, mean), max(high, mean), n)
     return PairedDifference(estimate, _sign_flip_p_value(differences_P, seed))
@@ -139,7 +139,7 @@ def ratio_of_means(numerators: PromptValues, denominators: PromptValues, *, leve
     if n == 1:
         return Estimate(ratio, -math.inf, math.inf, 1)
     error = float((top_P / top_P.mean() - bottom_P / bottom_P.mean()).std(ddof=1)) / math.sqrt(n)
-    factor = math.exp(_t_quantile(0.5 + level / 2.0, n - 1) * error)
+    factor = math.exp(t_quantile(0.5 + level / 2.0, n - 1) * error)
     return Estimate(ratio, ratio / factor, ratio * factor, n)
 
 
@@ -200,7 +200,7 @@ def resampled_weights(n: int, resamples: int, seed: int) -> list[Floats]:
 def _score_interval(mean: float, variance: float, n: int, level: float) -> tuple[float, float]:
     spread = mean * (1.0 - mean)
     design = ((n - 1) * variance + spread) / (n * spread) if spread > 0.0 else 1.0
-    k = _t_quantile(0.5 + level / 2.0, n - 1) ** 2 * design / n
+    k = t_quantile(0.5 + level / 2.0, n - 1) ** 2 * design / n
     half = math.sqrt(k * spread + k * k / 4.0)
     return max(0.0, (mean + k / 2.0 - half) / (1.0 + k)), min(1.0, (mean + k / 2.0 + half) / (1.0 + k))
 
@@ -243,7 +243,8 @@ def _power_factor(level: float, power: float) -> float:
     return NormalDist().inv_cdf(0.5 + level / 2.0) + NormalDist().inv_cdf(power)
 
 
-def _t_quantile(probability: float, degrees: int) -> float:
+def t_quantile(probability: float, degrees: int) -> float:
+    """Of Student's distribution."""
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
     return float(stdtrit(degrees, probability))

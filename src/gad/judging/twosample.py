@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Replies = str | Sequence[str]
 FOLDS = 5
+MIN_PROMPTS = 4
 MAX_CHARACTERS = 20_000
 """A longer reply is read up to here: style shows long before, and a reply that never ends must not stop the test."""
 
@@ -61,7 +62,7 @@ def two_sample(
 
     prompt id -> one reply, or several. All replies to a prompt lie in one fold, so that the classifier cannot use what
     a prompt is about. White space at the ends is cut off: it is no style. Raises ValueError where the two sets of
-    prompts differ, or for fewer than 4 prompts.
+    prompts differ, or for fewer than 4 prompts. Brackets mark where a reply begins and ends.
     """
     from scipy.sparse import hstack  # type: ignore[import-untyped]
     from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
@@ -72,6 +73,8 @@ def two_sample(
         raise ValueError(
             f"{len(strangers)} prompts have replies of one side only, e.g. {strangers[0]}: pass the same prompts"
         )
+    if len(teacher) < MIN_PROMPTS:
+        raise ValueError(f"{len(teacher)} prompts: telling two sets of replies apart needs at least {MIN_PROMPTS}")
     texts, is_teacher, groups = [], [], []
     for key in teacher:
         for side, replies in ((1, teacher[key]), (0, student[key])):
@@ -129,7 +132,7 @@ def _texts(replies_by_prompt: Mapping[Any, Replies]) -> dict[Hashable, list[str]
     empty = [key for key, replies in rows.items() if not replies]
     if empty:
         raise ValueError(f"prompt {empty[0]!r} has no replies")
-    return {key: [reply.strip()[:MAX_CHARACTERS] or "(empty)" for reply in replies] for key, replies in rows.items()}
+    return {key: [f"⟨{reply.strip()[:MAX_CHARACTERS]}⟩" for reply in replies] for key, replies in rows.items()}
 
 
 def _cross_validated(
@@ -140,8 +143,8 @@ def _cross_validated(
     from sklearn.model_selection import GroupKFold
 
     keys = list(dict.fromkeys(groups))
-    if len(keys) < 4:
-        raise ValueError(f"{len(keys)} prompts: telling two sets of replies apart needs at least 4")
+    if len(keys) < MIN_PROMPTS:
+        raise ValueError(f"{len(keys)} prompts: telling two sets of replies apart needs at least {MIN_PROMPTS}")
     number = {key: index for index, key in enumerate(keys)}
     prompts = np.array([number[group] for group in groups])
     labels = np.array(is_teacher)
