@@ -115,6 +115,7 @@ def _listed(names: list[str]) -> str:
 def _shown(value: object) -> str:
     """A value of a row for a message, with its type in words."""
     kinds = {
+        str: "text",
         bool: "a truth value",
         int: "a number",
         float: "a number",
