@@ -1,20 +1,17 @@
-"""What verdicts on pairs of replies add up to: win rate, position bias, agreement, preference without length."""
+"""What verdicts on pairs of replies add up to: win rate, position bias, and preference with length taken out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from gad.judging.statistics import Estimate, bootstrap_mean, resampled_weights, t_quantile
+from gad.judging.statistics import Estimate, bootstrap_mean, outcome, resampled_weights, t_quantile
 from gad.records import Verdict
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from gad.judging.statistics import Floats
 
 MATCHED_RATIO = 1.25
@@ -79,17 +76,6 @@ class LengthControlled:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """Of two judges over the prompts both judged. kappa is None where both always say the same one thing."""
-
-    raw: Estimate
-    kappa: Estimate | None
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"raw": self.raw.as_dict(), "kappa": self.kappa.as_dict() if self.kappa else None}
-
-
 def preferences_by_prompt(verdicts: Iterable[Verdict]) -> dict[str, float]:
     """One preference a prompt: repeated verdicts of one order are averaged first, then the orders."""
     return {
@@ -112,36 +98,10 @@ def position_bias(verdicts: Iterable[Verdict], *, seed: int, level: float = 0.95
     if not pairs:
         return None
     shown_first = [(orders["first"] + 1.0 - orders["second"]) / 2.0 for orders in pairs]
-    consistent = [float(_side(orders["first"]) == _side(orders["second"])) for orders in pairs]
+    consistent = [float(outcome(orders["first"]) == outcome(orders["second"])) for orders in pairs]
     return PositionBias(
         bootstrap_mean(shown_first, seed=seed, level=level), bootstrap_mean(consistent, seed=seed, level=level)
     )
-
-
-def agreement(
-    first: Mapping[Hashable, float], second: Mapping[Hashable, float], *, seed: int, level: float = 0.95
-) -> Agreement:
-    """Raw agreement and Cohen's kappa of two judges' preferences per prompt, read as win, tie or loss.
-
-    first, second: prompt id -> preference in [0, 1]; above, at or below .5. Works for any two of: a judge, people,
-    and a classifier's word on which reply looks more like the teacher's. Raises ValueError where no prompt is shared.
-    """
-    import numpy as np
-
-    shared = sorted(first.keys() & second.keys(), key=repr)
-    if not shared:
-        raise ValueError("the two judges have no prompt in common")
-    one_P = np.array([_side(first[key]) for key in shared])
-    two_P = np.array([_side(second[key]) for key in shared])
-    same_P = (one_P == two_P).astype(float)
-    kappa = _kappa(one_P, two_P, np.ones((1, len(shared))))[0]
-    raw = bootstrap_mean(same_P.tolist(), seed=seed, level=level)
-    if math.isnan(kappa):
-        return Agreement(raw, None)
-    drawn_R = np.concatenate([_kappa(one_P, two_P, weights) for weights in resampled_weights(len(shared), 2000, seed)])
-    low, high = np.quantile(drawn_R[~np.isnan(drawn_R)], [0.5 - level / 2, 0.5 + level / 2])
-    kappa = float(kappa)
-    return Agreement(raw, Estimate(kappa, min(float(low), kappa), max(float(high), kappa), len(shared)))
 
 
 def length_controlled_preference(
@@ -196,23 +156,6 @@ def _by_order(verdicts: Iterable[Verdict]) -> dict[str, dict[str, float]]:
         prompt_id: {order: math.fsum(values) / len(values) for order, values in orders.items()}
         for prompt_id, orders in collected.items()
     }
-
-
-def _side(preference: float) -> int:
-    if not 0.0 <= preference <= 1.0:
-        raise ValueError(f"preference {preference} is not in [0, 1]")
-    return (preference > 0.5) - (preference < 0.5)
-
-
-def _kappa(one_P: NDArray[np.int64], two_P: NDArray[np.int64], weights_RP: Floats) -> Floats:
-    import numpy as np
-
-    weights_RP = weights_RP / weights_RP.sum(axis=1, keepdims=True)
-    observed_R = weights_RP @ (one_P == two_P)
-    chance_R = sum(((weights_RP @ (one_P == o)) * (weights_RP @ (two_P == o)) for o in (-1, 0, 1)), np.float64(0.0))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        kappa_R: Floats = np.where(chance_R < 1.0 - 1e-12, (observed_R - chance_R) / (1.0 - chance_R), np.nan)
-    return kappa_R
 
 
 def _stratum(length: float, other: float) -> str:

@@ -1,4 +1,4 @@
-"""Estimates with intervals, paired tests and power. The unit that is drawn at random is always the prompt.
+"""Estimates with intervals, paired tests, agreement and power. The unit that is drawn at random is always the prompt.
 
 Why the interval of a mean is chosen by what is averaged (share of 2,000 simulated studies, n = 60, whose 95% interval
 held the truth):
@@ -15,7 +15,7 @@ held the truth):
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,17 @@ class PairedDifference:
 
     def as_dict(self) -> dict[str, Any]:
         return {**self.difference.as_dict(), "p_value": self.p_value}
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Of two judges over the prompts both judged. kappa is None where both always say the same one thing."""
+
+    raw: Estimate
+    kappa: Estimate | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"raw": self.raw.as_dict(), "kappa": self.kappa.as_dict() if self.kappa else None}
 
 
 def bootstrap_mean(values: PromptValues, *, seed: int, resamples: int = 2000, level: float = 0.95) -> Estimate:
@@ -153,6 +164,39 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = running
     return corrected
+
+
+def agreement(
+    first: Mapping[Hashable, float], second: Mapping[Hashable, float], *, seed: int, level: float = 0.95
+) -> Agreement:
+    """Raw agreement and Cohen's kappa of two judges' preferences per prompt, read as win, tie or loss.
+
+    first, second: prompt id -> preference in [0, 1]; above, at or below .5. Works for any two of: a judge, people,
+    and a classifier's word on which reply looks more like the teacher's. Raises ValueError where no prompt is shared.
+    """
+    import numpy as np
+
+    shared = sorted(first.keys() & second.keys(), key=repr)
+    if not shared:
+        raise ValueError("the two judges have no prompt in common")
+    one_P = np.array([outcome(first[key]) for key in shared])
+    two_P = np.array([outcome(second[key]) for key in shared])
+    same_P = (one_P == two_P).astype(float)
+    kappa = _kappa(one_P, two_P, np.ones((1, len(shared))))[0]
+    raw = bootstrap_mean(same_P.tolist(), seed=seed, level=level)
+    if math.isnan(kappa):
+        return Agreement(raw, None)
+    drawn_R = np.concatenate([_kappa(one_P, two_P, weights) for weights in resampled_weights(len(shared), 2000, seed)])
+    low, high = np.quantile(drawn_R[~np.isnan(drawn_R)], [0.5 - level / 2, 0.5 + level / 2])
+    kappa = float(kappa)
+    return Agreement(raw, Estimate(kappa, min(float(low), kappa), max(float(high), kappa), len(shared)))
+
+
+def outcome(preference: float) -> int:
+    """1 for the first reply, 0 a tie, -1 for the second."""
+    if not 0.0 <= preference <= 1.0:
+        raise ValueError(f"preference {preference} is not in [0, 1]")
+    return (preference > 0.5) - (preference < 0.5)
 
 
 def prompts_needed(points: float, *, sd_points: float = 50.0, level: float = 0.95, power: float = 0.8) -> int:
@@ -237,6 +281,17 @@ def _sign_flip_p_value(differences_P: Floats, seed: int) -> float:
         signs = 1.0 - 2.0 * generator.integers(0, 2, size=(min(rows, _FLIPS - start), n))
         extreme += int((np.abs(signs @ differences_P) >= threshold).sum())
     return (1 + extreme) / (1 + _FLIPS)
+
+
+def _kappa(one_P: NDArray[np.int64], two_P: NDArray[np.int64], weights_RP: Floats) -> Floats:
+    import numpy as np
+
+    weights_RP = weights_RP / weights_RP.sum(axis=1, keepdims=True)
+    observed_R = weights_RP @ (one_P == two_P)
+    chance_R = sum(((weights_RP @ (one_P == o)) * (weights_RP @ (two_P == o)) for o in (-1, 0, 1)), np.float64(0.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kappa_R: Floats = np.where(chance_R < 1.0 - 1e-12, (observed_R - chance_R) / (1.0 - chance_R), np.nan)
+    return kappa_R
 
 
 def _power_factor(level: float, power: float) -> float:

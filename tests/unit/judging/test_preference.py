@@ -9,12 +9,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from gad.judging.preference import (
-    agreement,
     length_controlled_preference,
     position_bias,
     preferences_by_prompt,
     win_rate,
 )
+from gad.judging.statistics import agreement
 from gad.records import Verdict
 
 
