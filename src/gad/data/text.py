@@ -92,7 +92,6 @@ def _lines(path: Path) -> Iterator[_Line]:
                 offset += len(data)
                 if len(data) > LONGEST_LINE:
                     offset += _skip_line(file, data)
-                    data = data[: LONGEST_LINE + 1].rstrip(b"\n") + b"\n"
                 elif number == 1 and data.startswith(_BOM):
                     data, start = data[len(_BOM) :], len(_BOM)
                 yield _Line(number, start, data)

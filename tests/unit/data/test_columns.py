@@ -65,6 +65,12 @@ def test_system_prompt_from_the_messages_or_a_column(write: Write) -> None:
         load(write, {"prompt": [system, USER], "system": "Be long.", "completion": "yo"})
 
 
+def test_text_parts_are_joined_by_line_ends(write: Write) -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two", "image_url": None}]
+    (example,) = load(write, {"prompt": [{"role": "user", "content": parts}], "completion": "yo"}).examples
+    assert example.prompt.text == "one\ntwo"
+
+
 def test_null_switches_a_column_off(write: Write) -> None:
     row = {"id": "x", "prompt": "hi", "completion": "yo", "finish_reason": "odd"}
     with pytest.raises(DataError, match="finish_reason is 'odd'"):

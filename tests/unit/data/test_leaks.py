@@ -51,6 +51,17 @@ def test_similarity_by_hand() -> None:
     assert len(find_leaks(prompts("a", ["abcdefg"]), prompts("b", ["abcdefh"]), threshold=3 / 7, ngram=5)) == 1
 
 
+@pytest.mark.parametrize("compare_all", [0, 10**9])
+def test_the_nearest_is_named_and_the_first_of_equals(monkeypatch: pytest.MonkeyPatch, compare_all: int) -> None:
+    monkeypatch.setattr(leaks, "_COMPARE_ALL", compare_all)
+    text = "How do I get a candle stain out of a blanket"
+    others = prompts("b", [f"{text} by hand", f"{text} now", f"{text} yes", f"{text} now", text + " today"])
+    (leak,) = find_leaks(prompts("a", [f"{text} ice"]), others, threshold=0.6, ngram=5)
+    assert leak.other_id == "b1"
+    (same,) = find_leaks(prompts("a", [f"{text} now"]), others, threshold=0.6, ngram=5)
+    assert (same.other_id, same.same) == ("b1", True)
+
+
 @pytest.mark.parametrize("other", ["what is  ICE", "What is ice?", "\uff37hat is ice.", "What\nis ice ?!"])
 def test_case_width_white_space_and_last_stop_do_not_count(other: str) -> None:
     (leak,) = find_leaks(prompts("a", ["What is ice?"]), prompts("b", [other]), threshold=1.0, ngram=5)

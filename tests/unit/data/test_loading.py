@@ -45,10 +45,16 @@ def test_the_same_words_with_another_system_prompt_are_another_prompt(write: Wri
 
 @pytest.mark.parametrize("second", ["1", 1])
 def test_one_id_for_two_prompts_names_both_lines(write: Write, second: object) -> None:
-    path = write("a.jsonl", row("1", "a", "x"), row("2", "b", "y"), {"id": second, "prompt": "c", "completion": "z"})
+    path = write(
+        "a.jsonl",
+        row("1", "a", "x"),
+        row("1", "a", "y"),
+        row("2", "b", "y"),
+        {"id": second, "prompt": "c", "completion": "z"},
+    )
     with pytest.raises(DataError) as caught:
         load_examples(Source(path=path))
-    assert f"{path}:3: duplicate id: '1' is the id of another prompt at {path}:1" in str(caught.value)
+    assert f"{path}:4: duplicate id: '1' is the id of another prompt at {path}:1" in str(caught.value)
     skipped = load_examples(Source(path=path), on_bad_rows="skip")
     assert [example.prompt.text for example in skipped.examples] == ["a", "b"]
     assert skipped.origin.dropped[0].reason == "bad row, duplicate id"

@@ -174,6 +174,8 @@ def test_leaks_can_stop_the_run_or_be_left_alone(write: Write) -> None:
     with pytest.raises(DataError, match=r"5 prompts are in two sets.*train plain0 ~ held_out held20 \(1.00\)"):
         load(**leaky(write, "stop"))
     assert load(**{**leaky(write, "stop"), "leak_check": None}).leaks == ()
+    clean = load(train=write("a.jsonl", *rows(5)), held_out={"count": 2}, leak_check={"action": "stop"})
+    assert (len(clean.train.examples), len(clean.held_out.examples)) == (3, 2)
 
 
 def test_a_training_set_that_is_all_leaks_is_refused(write: Write) -> None:

@@ -308,6 +308,9 @@ def test_saved_sets(tmp_path: Path) -> None:
     assert ids(Source(path=str(tmp_path / "one"))) == [str(i) for i in range(10)]
     assert "leave out `split: train`" in message(str(tmp_path / "one"), split="train")
 
+    save_to_disk(tmp_path / "long", table(1200).combine_chunks())
+    assert ids(Source(path=str(tmp_path / "long"))) == [str(i) for i in range(1200)]
+
     save_to_disk(tmp_path / "two/train", table(4))
     save_to_disk(tmp_path / "two/test", table(2))
     (tmp_path / "two/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
@@ -364,6 +367,9 @@ def test_plain_folders_follow_the_hubs_names(write: Write, tmp_path: Path) -> No
 
     write("d/valid/x.jsonl", *rows(0, 1))
     assert ids(Source(path=str(tmp_path / "d"))) == ["0"]
+
+    write("e/test/train/x.jsonl", *rows(0, 1))
+    assert ids(Source(path=str(tmp_path / "e"), split="train")) == ["0"]
 
 
 def test_folders_of_several_datasets_are_not_mixed(write: Write, tmp_path: Path) -> None:
