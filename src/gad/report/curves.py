@@ -92,13 +92,15 @@ class Curve:
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """The panels for which the metrics hold values."""
-    offset = max((int(row["step"]) for row in rows if row.get("stage") == "warmup"), default=0)
+    offset = max((_position(row, 0) or 0 for row in rows if row.get("stage") == "warmup"), default=0)
+    steps = [_position(row, offset) for row in rows if row.get("stage") != "independent"]
+    last = max((step for step in steps if step is not None), default=0)
     found = []
     for panel in PANELS:
         lines = _lines(rows, panel.metric, offset)
         if lines:
             window = max(_window(line) for line in lines)
-            found.append(Curve(panel, _draw(panel, lines, offset), tuple(line.stage for line in lines), window))
+            found.append(Curve(panel, _draw(panel, lines, offset, last), tuple(line.stage for line in lines), window))
     return found
 
 
@@ -127,19 +129,26 @@ def _value(row: Mapping[str, Any], metric: str) -> float | None:
     return float(value)
 
 
+def _position(row: Mapping[str, Any], offset: int) -> int | None:
+    """Where a row lies on the common axis."""
+    step = row.get("step")
+    if not isinstance(step, int):
+        return None
+    return step + (offset if row.get("stage") == "adversarial" else 0)
+
+
 def _lines(rows: Sequence[Mapping[str, Any]], metric: str, offset: int) -> list[Line]:
     by_stage: dict[str, list[Point]] = {}
     for row in rows:
-        value, stage = _value(row, metric), str(row.get("stage"))
-        if value is not None and stage != "independent" and isinstance(row.get("step"), int):
-            shift = offset if stage == "adversarial" else 0
-            by_stage.setdefault(stage, []).append((row["step"] + shift, value))
+        value, stage, position = _value(row, metric), str(row.get("stage")), _position(row, offset)
+        if value is not None and position is not None and stage != "independent":
+            by_stage.setdefault(stage, []).append((position, value))
     return [Line(stage, tuple(sorted(points))) for stage, points in sorted(by_stage.items(), key=_stage_order)]
 
 
 def _stage_order(item: tuple[str, Any]) -> tuple[int, str]:
     order = ("seqkd", *GAME)
-    return (order.index(item[0]) if item[0] in order else len(order), item[0])
+    return (order.index(item[0]) if item[0] in order else -1, item[0])
 
 
 def _window(line: Line) -> int:
@@ -170,13 +179,12 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     return kept
 
 
-def _draw(panel: Panel, lines: Sequence[Line], offset: int) -> Markup:
+def _draw(panel: Panel, lines: Sequence[Line], offset: int, last: int) -> Markup:
     values = [value for line in lines for _, value in line.points]
     low, high = span(values, include=() if panel.level is None else (panel.level,))
-    last = max(step for line in lines for step, _ in line.points)
     x = Scale(0.0, float(max(last, 1)), LEFT, WIDTH - RIGHT)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
-    parts = [*_axes(x, y), *_landmarks(panel, x, y, offset, last)]
+    parts = [*_axes(x, y), *_landmarks(panel, x, y, offset if lines[-1].stage == "adversarial" else 0)]
     for line in lines:
         parts.extend(_trace(line, x, y))
     first, end = lines[-1].points[0], lines[-1].points[-1]
@@ -199,7 +207,7 @@ def _axes(x: Scale, y: Scale) -> list[Markup]:
     return parts
 
 
-def _landmarks(panel: Panel, x: Scale, y: Scale, offset: int, last: int) -> list[Markup]:
+def _landmarks(panel: Panel, x: Scale, y: Scale, divider: int) -> list[Markup]:
     parts = []
     if panel.level is not None:
         height = y(panel.level)
@@ -207,9 +215,11 @@ def _landmarks(panel: Panel, x: Scale, y: Scale, offset: int, last: int) -> list
         if panel.level_name:
             lift = height - 4 if height > TOP + 14 else height + 12
             parts.append(tag("text", panel.level_name, x=WIDTH - RIGHT, y=lift, class_="level-name", text_anchor="end"))
-    if 0 < offset < last:
-        parts.append(tag("line", x1=x(offset), x2=x(offset), y1=TOP, y2=HEIGHT - BOTTOM, class_="divider"))
-        parts.append(tag("text", "adversarial →", x=x(offset) + 4, y=TOP - 3, class_="divider-name"))
+    if divider > 0:
+        parts.append(tag("line", x1=x(divider), x2=x(divider), y1=TOP, y2=HEIGHT - BOTTOM, class_="divider"))
+        over = x(divider) > 0.7 * WIDTH
+        where = {"x": x(divider) - 4, "text_anchor": "end"} if over else {"x": x(divider) + 4}
+        parts.append(tag("text", "adversarial →", y=TOP - 3, class_="divider-name", **where))
     return parts
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gad.records import GeneratedReply, Message
 from gad.report.figures import decoding_title, series_of
@@ -80,31 +80,51 @@ def extremes(run: Gathered) -> tuple[list[Extreme], list[Extreme]]:
     wins: list[Extreme] = []
     losses: list[Extreme] = []
     decoding = run.decodings[0].name if run.decodings else None
+    margins = headline_margins(run)
     for info in run.sets:
-        margins = headline_margins(run, info.name, decoding)
-        ranked = sorted(margins.items(), key=lambda item: (item[1], item[0]))
+        ranked = sorted(margins.by_set[info.name].items(), key=lambda item: (item[1], item[0]))
         wins += [_extreme(run, info, decoding, id, m) for id, m in reversed(ranked[-EXTREMES:]) if m > 0]
         losses += [_extreme(run, info, decoding, id, m) for id, m in ranked[:EXTREMES] if m < 0]
     return wins, losses
 
 
-def headline_margins(run: Gathered, set_name: str, decoding: str | None) -> Mapping[str, float]:
-    """How far the headline arm's reply is above the teacher's, by prompt: the judges' mean preference minus one half
-    where there are verdicts, else the independent discriminator's margin. Only prompts whose reply is at hand."""
-    replies = run.reply(run.headline, set_name, decoding)
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """How far the headline arm's reply stands above the teacher's, by set and prompt; above 0 it is preferred.
+
+    source: whose word it is. One source for the whole page, so that prompts of different sets can be ranked together.
+    """
+
+    source: Literal["judges", "discriminator"]
+    by_set: Mapping[str, Mapping[str, float]]
+
+
+def headline_margins(run: Gathered) -> Margins:
+    """The judges' mean preference minus one half where they judged every set that has replies, else the independent
+    discriminator's margin, else what the judges judged. Only prompts whose reply is at hand."""
+    decoding = run.decodings[0].name if run.decodings else None
+    have = {info.name: run.reply(run.headline, info.name, decoding) for info in run.sets}
+    judged = {name: _judged(run, name, replies) for name, replies in have.items()}
+    scored = {
+        name: {id: m for id, m in run.margins.get(ReplyKey(run.headline, name, decoding), {}).items() if id in replies}
+        for name, replies in have.items()
+    }
+    complete = any(judged.values()) and all(judged[name] for name, replies in have.items() if replies)
+    if complete or not any(scored.values()):
+        return Margins("judges", judged)
+    return Margins("discriminator", scored)
+
+
+def _judged(run: Gathered, set_name: str, replies: Mapping[str, GeneratedReply]) -> dict[str, float]:
     by_prompt: dict[str, list[float]] = {}
     for verdict in run.judgements:
-        if verdict.preference is None or verdict.set not in (None, set_name):
+        if verdict.preference is None or verdict.set not in (None, set_name) or verdict.prompt_id not in replies:
             continue
         if (verdict.first, verdict.second) == (run.headline, TEACHER):
             by_prompt.setdefault(verdict.prompt_id, []).append(verdict.preference - 0.5)
         elif (verdict.first, verdict.second) == (TEACHER, run.headline):
             by_prompt.setdefault(verdict.prompt_id, []).append(0.5 - verdict.preference)
-    judged = {id: sum(values) / len(values) for id, values in by_prompt.items() if id in replies}
-    if judged:
-        return judged
-    margins = run.margins.get(ReplyKey(run.headline, set_name, decoding), {})
-    return {id: margin for id, margin in margins.items() if id in replies}
+    return {id: sum(values) / len(values) for id, values in by_prompt.items()}
 
 
 def _extreme(run: Gathered, info: SetInfo, decoding: str | None, id: str, margin: float) -> Extreme:
@@ -155,13 +175,14 @@ def _header(run: Gathered) -> dict[str, Any]:
 
 
 def _prompts(run: Gathered, cut: int | None) -> list[dict[str, Any]]:
-    decodings = [info.name for info in run.decodings] or [None]
+    decodings: list[str | None] = [info.name for info in run.decodings]
+    decodings = decodings or [None]
+    by_set = headline_margins(run).by_set
     verdicts: dict[str, list[Judgement]] = {}
     for judgement in run.judgements:
         verdicts.setdefault(judgement.prompt_id, []).append(judgement)
     rows: list[dict[str, Any]] = []
     for number, info in enumerate(run.sets):
-        margins = headline_margins(run, info.name, decodings[0])
         teacher = run.reply(TEACHER, info.name, None)
         columns = [[run.reply(name, info.name, decoding) for name in run.students] for decoding in decodings]
         everyone = [teacher, *(replies for column in columns for replies in column)]
@@ -175,7 +196,7 @@ def _prompts(run: Gathered, cut: int | None) -> list[dict[str, Any]]:
                     "turns": [[message.role, _short(visible(message.content), cut)] for message in prompt],
                     "teacher": _packed_reply(teacher.get(id), None, cut),
                     "replies": replies,
-                    "margin": _rounded(margins.get(id)),
+                    "margin": _rounded(by_set[info.name].get(id)),
                     "verdicts": [_packed_verdict(v, cut) for v in verdicts.get(id, ()) if v.set in (None, info.name)],
                 }
             )
@@ -205,8 +226,3 @@ def _short(text: str, cut: int | None) -> str:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
-
-
-def kinds(sets: Sequence[SetInfo]) -> dict[str, str]:
-    """Set name -> in or out of distribution, in words."""
-    return {info.name: info.kind.replace("_", " ") for info in sets}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from markupsafe import Markup
 
@@ -91,9 +92,9 @@ class DifferenceRow:
 
 
 def series_of(run: Gathered) -> dict[str, int]:
-    """Arm -> number of its colour and mark: the same arm looks alike in every report. 3, the diamond, is the teacher's."""
+    """Arm -> number of its colour and mark; the same arm looks alike in every report. 3, a diamond, is the teacher."""
     fixed = {"base": 0, "seqkd": 1, run.headline: 2}
-    free = iter(number for number in range(4, len(run.students) * 2 + 8) if number % 6 > 3)
+    free = (number for number in count(4) if number % 6 > 3)
     return {name: fixed[name] if name in fixed else next(free) for name in run.students}
 
 

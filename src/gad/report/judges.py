@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,11 +55,11 @@ def agreement_rows(run: Gathered) -> list[AgreementRow]:
     """Every two judges of the same pair and set."""
     from gad.judging.statistics import agreement
 
-    by_pair: dict[tuple[str, str, str], dict[str, Mapping[str, float]]] = {}
+    by_pair: dict[tuple[str, str, str], dict[str, dict[Hashable, float]]] = {}
     for (judge, first, second, set_name), judgements in _grouped(run).items():
         preferences = _preferences(judgements)
         if preferences:
-            by_pair.setdefault((first, second, set_name), {})[judge] = preferences
+            by_pair.setdefault((first, second, set_name), {})[judge] = {**preferences}
     rows = []
     for (first, second, set_name), by_judge in sorted(by_pair.items()):
         names = sorted(by_judge)
@@ -67,7 +67,7 @@ def agreement_rows(run: Gathered) -> list[AgreementRow]:
             for other in names[index + 1 :]:
                 shared = by_judge[one].keys() & by_judge[other].keys()
                 if shared:
-                    found = agreement(dict(by_judge[one]), dict(by_judge[other]), seed=SEED)
+                    found = agreement(by_judge[one], by_judge[other], seed=SEED)
                     few = len(shared) < FEW_PROMPTS
                     rows.append(
                         AgreementRow(
@@ -82,7 +82,7 @@ def agreement_rows(run: Gathered) -> list[AgreementRow]:
     return rows
 
 
-def _opposed(one: Mapping[str, float], other: Mapping[str, float]) -> list[str]:
+def _opposed(one: Mapping[Hashable, float], other: Mapping[Hashable, float]) -> list[Hashable]:
     return [id for id in one.keys() & other.keys() if (one[id] - 0.5) * (other[id] - 0.5) < 0]
 
 

@@ -49,6 +49,7 @@ def environment() -> Environment:
     from markupsafe import Markup
 
     from gad.report.curves import stage_title
+    from gad.report.story import when
     from gad.report.text import visible
     from gad.report.wording import arm, better
 
@@ -60,7 +61,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else visible(value),
     )
-    found.filters |= {"arm": arm, "better": better, "stage": stage_title}
+    found.filters |= {"arm": arm, "better": better, "when": when, "stage": stage_title}
     return found
 
 
@@ -111,6 +112,7 @@ def _context(run: Gathered) -> dict[str, Any]:
         "curve_every": every,
         "wins": wins,
         "losses": losses,
+        "margin_source": explorer.headline_margins(run).source,
         "packed": explorer.pack(run),
         "win_rows": judges.win_rows(run),
         "agreements": judges.agreement_rows(run),

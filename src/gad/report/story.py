@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from gad.report.figures import headline_pairs
 from gad.report.gather import TEACHER, Gathered
+from gad.report.summary import Paired
 from gad.report.wording import arm, comparison, figure_sentence, set_title
 
 
@@ -31,9 +33,23 @@ def findings(run: Gathered) -> list[str]:
                 f"{set_title(info.name)}: {arm(run.headline)}’s replies are put above the teacher’s on "
                 f"{figure_sentence(figure, level)}."
             )
-    alpha = 1.0 - level
-    pairs = [pair for pair in headline_pairs(run) if pair.student == run.headline and pair.name == "preference"]
-    return said + [comparison(pair, alpha) for pair in pairs]
+    against: dict[str, list[Paired]] = {}
+    for pair in headline_pairs(run):
+        if pair.student == run.headline and pair.name == "preference":
+            against.setdefault(pair.against, []).append(pair)
+    for name, pairs in against.items():
+        said.append(f"Against {arm(name)}: " + "; ".join(comparison(pair, 1.0 - level) for pair in pairs) + ".")
+    return said
+
+
+def when(created: str) -> str:
+    """A moment in words; what is no ISO date stays as it is."""
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    zone = moment.tzname() or ""
+    return f"{moment.day} {moment:%B %Y, %H:%M} {zone}".rstrip()
 
 
 def pull_apart(run: Gathered) -> str:

@@ -1,4 +1,4 @@
-"""Pictures as inline SVG: sharp on every screen and in print, no script, no outside file, colours from the page's style.
+"""Pictures as inline SVG: sharp on every screen and in print, no script, no file beside it, the page's own colours.
 
 Colour is never alone: every series also has its own mark, dash and label.
 """
@@ -44,16 +44,15 @@ def mark(shape: int, x: float, y: float, size: float, class_: str) -> Markup:
         case "square":
             return tag("rect", x=x - r * 0.9, y=y - r * 0.9, width=r * 1.8, height=r * 1.8, class_=class_)
         case "triangle":
-            corners = ((0.0, -1.2), (1.15, 0.85), (-1.15, 0.85))
+            corners = [(0.0, -1.2), (1.15, 0.85), (-1.15, 0.85)]
         case "diamond":
-            corners = ((0.0, -1.3), (1.3, 0.0), (0.0, 1.3), (-1.3, 0.0))
+            corners = [(0.0, -1.3), (1.3, 0.0), (0.0, 1.3), (-1.3, 0.0)]
         case "wedge":
-            corners = ((0.0, 1.2), (1.15, -0.85), (-1.15, -0.85))
+            corners = [(0.0, 1.2), (1.15, -0.85), (-1.15, -0.85)]
         case _:
             a, b = 0.4, 1.15
-            corners = (
-                (-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a),
-            )  # fmt: skip
+            arm = [(-a, -a), (-a, -b), (a, -b), (a, -a)]
+            corners = [*arm, (b, -a), (b, a), *((-cx, -cy) for cx, cy in arm), (-b, a), (-b, -a)]
     points = " ".join(f"{x + dx * r:.1f},{y + dy * r:.1f}" for dx, dy in corners)
     return tag("polygon", points=points, class_=class_)
 
@@ -82,14 +81,12 @@ class Scale:
 
 
 def span(values: Sequence[float], *, include: Sequence[float] = (), margin: float = 0.06) -> tuple[float, float]:
-    """A range that holds all the values with a little air; never of width 0."""
+    """A range that holds all the values with a little air; never of width 0, never below 0 for the air alone."""
     all_values = [*values, *include]
     low, high = min(all_values), max(all_values)
-    if high - low < 1e-9 * max(1.0, abs(high)):
-        air = max(abs(high) * 0.1, 0.05)
-        return low - air, high + air
-    air = (high - low) * margin
-    return low - air, high + air
+    flat = high - low < 1e-9 * max(1.0, abs(high))
+    air = max(abs(high) * 0.1, 0.05) if flat else (high - low) * margin
+    return (max(0.0, low - air) if low >= 0.0 else low - air), high + air
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:

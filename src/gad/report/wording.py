@@ -179,16 +179,16 @@ def set_title(name: str) -> str:
 
 
 def comparison(paired: Paired, alpha: float = 0.05) -> str:
-    """One sentence on a paired difference; it claims nothing that the interval or the p-value does not carry."""
+    """A paired difference in words; it claims nothing that the interval or the p-value does not carry."""
     form = meaning(paired.name).form
-    head = f"{arm(paired.student)} − {arm(paired.against)}, {set_title(paired.set)}"
+    where = set_title(paired.set).lower()
     if paired.difference is None:
-        return f"{head}: not measured."
+        return f"{where} not measured"
     if paired.few:
-        return f"{head}: only {paired.n} prompts, too few to say."
+        return f"{where} only {paired.n} prompts, too few to say"
     spread = interval(paired.low, paired.high, form)
-    value = f"{written(paired.difference, form, signed=True)}" + (f" ({spread})" if spread else "")
-    return f"{head}: {value}; {verdict(paired, alpha)}."
+    value = written(paired.difference, form, signed=True) + (f" ({spread})" if spread else "")
+    return f"{where} {value}, {verdict(paired, alpha)}"
 
 
 def verdict(paired: Paired, alpha: float = 0.05) -> str:
