@@ -1,0 +1,136 @@
+"""Who judges, which pairs of models, on which sets."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from gad.config.base import Section
+from gad.config.data import Source
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+Published = Literal["lmsys", "dolly", "selfinst", "vicuna"]
+
+
+class JudgeEndpoint(Section):
+    """An OpenAI-compatible endpoint: a provider's, or a server on this machine."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """As the endpoint names it. The paper's judge is GPT-4o."""
+    base_url: str = "https://api.openai.com/v1"
+    """A local judge: e.g. http://127.0.0.1:8080/v1."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; null where the endpoint needs none."""
+    temperature: NonNegativeFloat | None = 0.0
+    """0 for a verdict that can be repeated; null leaves it out, for models that refuse the parameter."""
+    concurrency: PositiveInt = 8
+    """Questions that are under way at once. Lower it for a server of your own, raise it as your rate limit allows."""
+    timeout_seconds: PositiveFloat = 120.0
+    """Of one question; a local model on a CPU may need more."""
+    max_retries: NonNegativeInt = 5
+    """Of a question that failed on the way (rate limit, server error), with growing pauses."""
+    usd_per_million_input: NonNegativeFloat = 0.0
+    """Price, for cost and cap. 0, the default, is a local model's; fill in your provider's."""
+    usd_per_million_output: NonNegativeFloat = 0.0
+    """As `usd_per_million_input`, of what the model writes."""
+    max_usd: PositiveFloat | None = None
+    """Stop before a question that could take the cost of this run above so much. Needs the prices."""
+
+    @model_validator(mode="after")
+    def _cap_needs_prices(self) -> JudgeEndpoint:
+        if self.max_usd is not None and self.usd_per_million_input + self.usd_per_million_output == 0.0:
+            raise ValueError(
+                f"max_usd={self.max_usd} without prices caps nothing: set usd_per_million_input and _output"
+            )
+        return self
+
+
+class PaperJudge(Section):
+    """The paper's: it writes a reference reply first, then scores reference and student from 1 to 10."""
+
+    kind: Literal["paper"] = "paper"
+    name: Name = "paper"
+    """Folder of its verdicts."""
+    endpoint: JudgeEndpoint
+    max_reference_tokens: PositiveInt = 1536
+    """The paper's limit for replies."""
+    max_verdict_tokens: PositiveInt = 512
+    """Room for the scores and the explanation that follows them."""
+
+
+class PairwiseJudge(Section):
+    """Which of two replies is better, asked in both orders."""
+
+    kind: Literal["pairwise"] = "pairwise"
+    name: Name = "pairwise"
+    """Folder of its verdicts."""
+    endpoint: JudgeEndpoint
+    orders: Literal["both", "one"] = "both"
+    """`one` halves the cost; a side is then drawn for each prompt, and position bias cannot be told."""
+    verdict: Literal["auto", "parsed"] = "auto"
+    """`auto` takes the probabilities of the verdict's letter where the endpoint gives them; `parsed` the letter."""
+    rubric: str | None = None
+    """What makes a reply better, in place of the built-in rubric."""
+    max_verdict_tokens: PositiveInt = 200
+    """Room for the letter and a sentence of reason."""
+
+
+JudgeConfig = Annotated[PaperJudge | PairwiseJudge, Field(discriminator="kind")]
+
+
+class PublishedSet(Section):
+    """One of the paper's four test sets, by the columns as published."""
+
+    kind: Literal["published"] = "published"
+    name: Published
+    source: Source | None = None
+    """A local file or another copy; without it, the set's home on the Hugging Face hub."""
+
+
+class OwnSet(Section):
+    """Prompts of your own."""
+
+    kind: Literal["own"] = "own"
+    name: Name
+    source: Source
+    out_of_distribution: bool = False
+    """Marked in every table."""
+
+
+EvaluationSetConfig = Annotated[PublishedSet | OwnSet, Field(discriminator="kind")]
+
+
+class Pair(Section):
+    """Two models to compare, by the names of their reply folders."""
+
+    first: Name
+    second: Name = "teacher"
+
+    @model_validator(mode="after")
+    def _differ(self) -> Pair:
+        if self.first == self.second:
+            raise ValueError(f"a pair of {self.first!r} with itself")
+        return self
+
+
+class JudgingConfig(Section):
+    """What `gad judge` does."""
+
+    judges: Annotated[tuple[JudgeConfig, ...], Field(min_length=1)]
+    pairs: tuple[Pair, ...] = ()
+    """Without any: the run's last arm against the teacher and against each other arm."""
+    sets: tuple[EvaluationSetConfig, ...] = ()
+    """Further sets beside the run's held-out and out-of-distribution ones."""
+    max_prompts: PositiveInt | None = None
+    """Judge only so many prompts of each set."""
+    allow_overlap: bool = False
+    """Judge on prompts that are (nearly) in the training set; marked wherever the set is shown."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> JudgingConfig:
+        for what, names in (("judges", [j.name for j in self.judges]), ("sets", [s.name for s in self.sets])):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"two {what} are called {twice[0]!r}: their rows would mix; rename one")
+        return self
