@@ -214,7 +214,7 @@ def _landmarks(panel: Panel, x: Scale, y: Scale, divider: int) -> list[Markup]:
         parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=height, y2=height, class_="level"))
         if panel.level_name:
             lift = height - 4 if height > TOP + 14 else height + 12
-            parts.append(tag("text", panel.level_name, x=WIDTH - RIGHT, y=lift, class_="level-name", text_anchor="end"))
+            parts.append(tag("text", panel.level_name, x=LEFT + 3, y=lift, class_="level-name"))
     if divider > 0:
         parts.append(tag("line", x1=x(divider), x2=x(divider), y1=TOP, y2=HEIGHT - BOTTOM, class_="divider"))
         over = x(divider) > 0.7 * WIDTH

@@ -61,8 +61,9 @@ class Packed:
     cut: int | None
 
 
-def pack(run: Gathered, most_bytes: int = MOST_BYTES) -> Packed:
+def pack(run: Gathered, most_bytes: int | None = None) -> Packed:
     """Everything the explorer shows. Replies are cut, and it is said, only where the page would grow too large."""
+    most_bytes = MOST_BYTES if most_bytes is None else most_bytes
     packed = Packed("", 0, 0, None)
     for cut in _CUTS:
         prompts = _prompts(run, cut)

@@ -31,11 +31,12 @@ _BY_DEFINITION = {"preference": "50%", "c2st_auc": "0.50", "length_ratio": "1.00
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A figure in a table: value, then interval and n in small print."""
+    """A figure in a table: value, then interval and n in small print, then a remark."""
 
     title: str
     text: str
     small: str
+    note: str = ""
     faint: bool = False
 
 
@@ -239,13 +240,17 @@ def _teacher_cell(figure: Figure | None, name: str) -> Cell:
 def _cell(figure: Figure | None, name: str) -> Cell:
     how = meaning(name)
     if figure is None or figure.value is None:
-        return Cell(how.title, MISSING, one_line((figure.note if figure else None) or "not measured"), faint=True)
+        return Cell(how.title, MISSING, "not measured", _note(figure), faint=True)
     if figure.few:
         small, text = f"too few prompts: {figure.n}", rough(figure.value, how.form)
     else:
         spread = interval(figure.low, figure.high, how.form)
         small, text = f"{spread or 'no interval'} · n {figure.n}", written(figure.value, how.form)
-    return Cell(how.title, text, f"{small} · {one_line(figure.note)}" if figure.note else small, faint=figure.few)
+    return Cell(how.title, text, small, _note(figure), faint=figure.few)
+
+
+def _note(figure: Figure | None) -> str:
+    return one_line(figure.note) if figure is not None and figure.note else ""
 
 
 def _dot(figure: Figure, how: Meaning, series: int, info: SetInfo) -> Dot:

@@ -48,24 +48,26 @@ def dots_picture(label: str, dots: Sequence[Dot], level: float | None, factor: f
     low, high = span(bounds, include=() if level is None else (level,))
     height = ROW * len(dots) + 26
     x = Scale(low, high, LEFT + 6, WIDTH - RIGHT - 6)
-    parts = []
-    for value in ticks(low * factor, high * factor, 5):
-        at = x(value / factor)
-        parts.append(tag("line", x1=at, x2=at, y1=4, y2=height - 22, class_="grid"))
-        parts.append(tag("text", tick_text(value), x=at, y=height - 6, class_="tick", text_anchor="middle"))
-    if level is not None:
-        parts.append(tag("line", x1=x(level), x2=x(level), y1=4, y2=height - 22, class_="level"))
+    marks = [(x(value / factor), value) for value in ticks(low * factor, high * factor, 5)]
+    parts = [
+        tag("text", tick_text(value), x=at, y=height - 6, class_="tick", text_anchor="middle") for at, value in marks
+    ]
     for index, dot in enumerate(dots):
-        parts.extend(_row(dot, x, 4 + ROW * index))
+        # Lines run beside the marks only, never through a label.
+        centre = 4 + ROW * index + 26
+        band = {"y1": centre - 8, "y2": centre + 10}
+        parts.extend(tag("line", x1=at, x2=at, class_="grid", **band) for at, _ in marks)
+        if level is not None:
+            parts.append(tag("line", x1=x(level), x2=x(level), class_="level", **band))
+        parts.extend(_row(dot, x, centre))
     return picture(WIDTH, height, label, *parts)
 
 
-def _row(dot: Dot, x: Scale, top: float) -> list[Markup]:
-    centre = top + 26
+def _row(dot: Dot, x: Scale, centre: float) -> list[Markup]:
     style = f"s{dot.series % 6}" + (" faint" if dot.faint else "")
     parts = [
-        tag("text", dot.label, x=LEFT, y=top + 13, class_="row-name"),
-        tag("text", dot.text, x=WIDTH - RIGHT, y=top + 13, class_="row-value", text_anchor="end"),
+        tag("text", dot.label, x=LEFT, y=centre - 13, class_="row-name"),
+        tag("text", dot.text, x=WIDTH - RIGHT, y=centre - 13, class_="row-value", text_anchor="end"),
     ]
     if dot.low is not None and dot.high is not None:
         parts.append(tag("line", x1=x(dot.low), x2=x(dot.high), y1=centre, y2=centre, class_=f"whisker {style}"))

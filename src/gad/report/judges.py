@@ -55,11 +55,11 @@ def agreement_rows(run: Gathered) -> list[AgreementRow]:
     """Every two judges of the same pair and set."""
     from gad.judging.statistics import agreement
 
-    by_pair: dict[tuple[str, str, str], dict[str, dict[Hashable, float]]] = {}
+    by_pair: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
     for (judge, first, second, set_name), judgements in _grouped(run).items():
         preferences = _preferences(judgements)
         if preferences:
-            by_pair.setdefault((first, second, set_name), {})[judge] = {**preferences}
+            by_pair.setdefault((first, second, set_name), {})[judge] = preferences
     rows = []
     for (first, second, set_name), by_judge in sorted(by_pair.items()):
         names = sorted(by_judge)
@@ -67,7 +67,7 @@ def agreement_rows(run: Gathered) -> list[AgreementRow]:
             for other in names[index + 1 :]:
                 shared = by_judge[one].keys() & by_judge[other].keys()
                 if shared:
-                    found = agreement(by_judge[one], by_judge[other], seed=SEED)
+                    found = agreement(_keyed(by_judge[one]), _keyed(by_judge[other]), seed=SEED)
                     few = len(shared) < FEW_PROMPTS
                     rows.append(
                         AgreementRow(
@@ -82,7 +82,11 @@ def agreement_rows(run: Gathered) -> list[AgreementRow]:
     return rows
 
 
-def _opposed(one: Mapping[Hashable, float], other: Mapping[Hashable, float]) -> list[Hashable]:
+def _keyed(preferences: Mapping[str, float]) -> dict[Hashable, float]:
+    return {key: value for key, value in preferences.items()}  # noqa: C416 - dict() would keep the narrower key type
+
+
+def _opposed(one: Mapping[str, float], other: Mapping[str, float]) -> list[str]:
     return [id for id in one.keys() & other.keys() if (one[id] - 0.5) * (other[id] - 0.5) < 0]
 
 
@@ -143,7 +147,7 @@ def _verdicts(judgements: Sequence[Judgement]) -> list[Verdict]:
     ]
 
 
-def _preferences(judgements: Sequence[Judgement]) -> Mapping[str, float]:
+def _preferences(judgements: Sequence[Judgement]) -> dict[str, float]:
     from gad.judging.preference import preferences_by_prompt
 
     return preferences_by_prompt(_verdicts(judgements))

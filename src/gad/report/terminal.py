@@ -50,4 +50,4 @@ def _cell(cell: Any) -> Any:
     from rich.text import Text
 
     text = Text(cell.text, style="dim" if cell.faint else "bold")
-    return text.append(f"\n{cell.small}", style="dim")
+    return text.append(f"\n{cell.small}" + (f"\n{cell.note}" if cell.note else ""), style="dim")

@@ -21,6 +21,7 @@ class Meaning:
 
     better: which way is better; "one" is as near to 1 as can be, "neither" is a diagnostic without a direction.
     level: the value that means on a par with the teacher, drawn as a line in the pictures.
+    changes: what a clear rise and a clear fall are called; by default better and worse, or higher and lower.
     """
 
     title: str
@@ -28,6 +29,7 @@ class Meaning:
     better: Better
     plain: str
     level: float | None = None
+    changes: tuple[str, str] | None = None
 
 
 MEANINGS = {
@@ -46,6 +48,7 @@ MEANINGS = {
         "How well a fresh classifier tells the student’s replies from the teacher’s on prompts it has not seen. "
         "0.5: it cannot tell; 1: it always can.",
         0.5,
+        ("easier to tell apart", "harder to tell apart"),
     ),
     "style": Meaning("House style kept", "share", "higher", "Share of replies that have the form the run asks for."),
     "length_ratio": Meaning(
@@ -132,13 +135,13 @@ def written(value: float | None, form: Form, *, signed: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def interval(low: float | None, high: float | None, form: Form) -> str:
-    """`47–59`, in the units of `written` but without them; empty where a bound is not known."""
+def interval(low: float | None, high: float | None, form: Form, *, words: bool = False) -> str:
+    """`47–59` (with `words`: `47 to 59`), without the unit; empty where a bound is not known."""
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return ""
     factor, digits = {"share": (100.0, 0), "score": (1.0, 1)}.get(form, (1.0, 2))
     ends = [f"{bound * factor:.{digits}f}".replace("-", "−") for bound in (low, high)]
-    return f"{ends[0]} to {ends[1]}" if low < 0 else "–".join(ends)
+    return f"{ends[0]} to {ends[1]}" if low < 0 or words else "–".join(ends)
 
 
 def rough(value: float | None, form: Form) -> str:
@@ -186,13 +189,13 @@ def comparison(paired: Paired, alpha: float = 0.05) -> str:
         return f"{where} not measured"
     if paired.few:
         return f"{where} only {paired.n} prompts, too few to say"
-    spread = interval(paired.low, paired.high, form)
+    spread = interval(paired.low, paired.high, form, words=True)
     value = written(paired.difference, form, signed=True) + (f" ({spread})" if spread else "")
     return f"{where} {value}, {verdict(paired, alpha)}"
 
 
 def verdict(paired: Paired, alpha: float = 0.05) -> str:
-    """`better`, `worse`, `higher`, `lower` or `no clear difference`."""
+    """`better`, `worse` or what else the figure calls it, or `no clear difference`."""
     clear = (
         paired.p_value < alpha
         if paired.p_value is not None
@@ -200,8 +203,10 @@ def verdict(paired: Paired, alpha: float = 0.05) -> str:
     )
     if paired.difference is None or paired.few or not clear:
         return "no clear difference"
-    direction = meaning(paired.name).better
-    up = paired.difference > 0
+    how, up = meaning(paired.name), paired.difference > 0
+    direction = how.better
+    if how.changes is not None:
+        return how.changes[0 if up else 1]
     if direction in ("higher", "lower"):
         return "better" if up == (direction == "higher") else "worse"
     return "higher" if up else "lower"
@@ -214,7 +219,7 @@ def figure_sentence(figure: Figure, level: float = 0.95) -> str:
         return "an unknown share of prompts: not measured"
     if figure.few:
         return f"{rough(figure.value, 'share')} of only {prompts}: too few to say"
-    spread = interval(figure.low, figure.high, "share")
+    spread = interval(figure.low, figure.high, "share", words=True)
     if figure.low is None or figure.high is None or not spread:
         return f"{written(figure.value, 'share')} of {prompts}, without an interval"
     where = "not clearly above or below the teacher"
