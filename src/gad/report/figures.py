@@ -79,7 +79,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class DifferenceRow:
-    """A paired difference as a table row. `corrected`: p after Holm's correction over all the rows shown."""
+    """A paired difference as a table row. `corrected`: p after Holm's correction within the figure."""
 
     figure: str
     pair: str
@@ -187,12 +187,15 @@ def headline_pairs(run: Gathered) -> list[Paired]:
 
 
 def _corrected(pairs: Sequence[Paired]) -> list[float | None]:
+    """As the summary corrected them; where it did not, Holm's correction within each figure over the rows shown."""
     from gad.judging.statistics import holm
 
-    known = [index for index, pair in enumerate(pairs) if pair.p_value is not None and 0 <= pair.p_value <= 1]
-    values = holm([pairs[index].p_value or 0.0 for index in known])
-    by_index = dict(zip(known, values, strict=True))
-    return [by_index.get(index) for index in range(len(pairs))]
+    found = [pair.p_value_corrected for pair in pairs]
+    for name in {pair.name for pair in pairs}:
+        mine = [i for i, p in enumerate(pairs) if p.name == name and p.p_value is not None and 0 <= p.p_value <= 1]
+        for index, value in zip(mine, holm([pairs[i].p_value or 0.0 for i in mine]), strict=True):
+            found[index] = value if found[index] is None else found[index]
+    return found
 
 
 def _difference_row(pair: Paired, corrected: float | None) -> DifferenceRow:
@@ -250,7 +253,10 @@ def _cell(figure: Figure | None, name: str) -> Cell:
 
 
 def _note(figure: Figure | None) -> str:
-    return one_line(figure.note) if figure is not None and figure.note else ""
+    """A remark, unless the cell says the same already."""
+    if figure is None or not figure.note or figure.few or figure.note == "diagnostic":
+        return ""
+    return one_line(figure.note)
 
 
 def _dot(figure: Figure, how: Meaning, series: int, info: SetInfo) -> Dot:

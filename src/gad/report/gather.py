@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,7 @@ class Gathered:
     replies: Mapping[ReplyKey, Replies]
     margins: Mapping[ReplyKey, Mapping[str, float]]
     judgements: tuple[Judgement, ...] = ()
+    judges_usd: float | None = None
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     duplicates: Mapping[str, int] = field(default_factory=dict)
 
@@ -75,11 +77,16 @@ class Gathered:
     def students(self) -> list[str]:
         """The arms, the teacher not among them, in the order in which they are shown."""
         listed = list(self.summary.students) if self.summary is not None else []
-        found = {key.student for key in self.replies} | {
-            f.student for f in (self.summary.figures if self.summary else ())
-        }
+        found = {key.student for key in self.replies} - set(self.passed_over)
+        found |= {figure.student for figure in (self.summary.figures if self.summary is not None else ())}
         rest = sorted(found - set(listed) - {TEACHER}, key=_known_first)
         return [name for name in listed if name != TEACHER] + rest
+
+    @property
+    def passed_over(self) -> list[str]:
+        """Checkpoints that have replies only because one of them had to be chosen: `gad-10` beside `gad`."""
+        candidate = re.compile(rf"{re.escape(self.headline)}-\d+")
+        return sorted({key.student for key in self.replies if candidate.fullmatch(key.student)})
 
     @property
     def sets(self) -> list[SetInfo]:
@@ -135,6 +142,7 @@ def gather(folder: Path) -> Gathered:
         replies=replies,
         margins={key: _margins(path) for key, path in _files(folder / "scores", headline)},
         judgements=tuple(_judgements(folder / "verdicts")),
+        judges_usd=_judges_usd(folder / "judging.json"),
         left_out=_left_out(folder),
         duplicates=duplicates,
     )
@@ -225,6 +233,12 @@ def _pair(stem: str) -> tuple[str, str]:
         if found:
             return first, second
     return stem, TEACHER
+
+
+def _judges_usd(path: Path) -> float | None:
+    found = read_json(path) if path.exists() else None
+    cost = found.get("cost_usd") if isinstance(found, Mapping) else None
+    return float(cost) if isinstance(cost, int | float) else None
 
 
 def _left_out(folder: Path) -> dict[str, dict[str, int]]:

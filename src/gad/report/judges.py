@@ -10,8 +10,11 @@ from gad.records import Verdict
 from gad.report.gather import Gathered, Judgement
 from gad.report.summary import FEW_PROMPTS
 from gad.report.text import one_line
-from gad.report.wording import MISSING, arm, interval, rough, set_title, written
+from gad.report.wording import MISSING, Form, arm, interval, rough, set_title, written
 
+REFERENCE = "reference"
+"""Stands for the reply that a judge of the paper's kind writes itself; its verdicts are scores, not wins."""
+_FORM: Form = "share"
 SEED = 0
 """Of the bootstrap; the same verdicts give the same page."""
 
@@ -99,7 +102,9 @@ def _win_row(run: Gathered, key: Key, judgements: Sequence[Judgement]) -> WinRow
     head = {"judge": one_line(judge), "pair": f"{arm(first)} against {arm(second)}", "set": _set(set_name)}
     if not verdicts:
         return WinRow(**head, rate=MISSING, interval="", controlled=MISSING, shown_first=MISSING, n=0, failed=failed)
-    rate = win_rate(verdicts, seed=SEED).preference
+    rate, form = win_rate(verdicts, seed=SEED).preference, _FORM
+    if second == REFERENCE:
+        rate, form = rate.scaled(100.0), "score"
     few = rate.n < FEW_PROMPTS
     bias = position_bias(verdicts, seed=SEED)
     preferences = _preferences(judgements)
@@ -110,8 +115,8 @@ def _win_row(run: Gathered, key: Key, judgements: Sequence[Judgement]) -> WinRow
         controlled = _said(found, "share", few)
     return WinRow(
         **head,
-        rate=rough(rate.value, "share") if few else written(rate.value, "share"),
-        interval="too few prompts" if few else interval(rate.low, rate.high, "share"),
+        rate=rough(rate.value, form) if few else written(rate.value, form),
+        interval="too few prompts" if few else interval(rate.low, rate.high, form),
         controlled=controlled,
         shown_first=MISSING if bias is None else _said(bias.shown_first, "share", few),
         n=rate.n,

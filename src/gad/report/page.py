@@ -130,6 +130,9 @@ def _dropped(run: Gathered) -> list[tuple[str, str, int]]:
         found = [(entry.where, entry.reason, entry.count) for entry in run.summary.dropped]
     else:
         found = [(where, why, n) for where, reasons in run.left_out.items() for why, n in reasons.items()]
+    for student in run.passed_over:
+        count = sum(len(replies) for key, replies in run.replies.items() if key.student == student)
+        found.append((f"replies/{student}", "replies of a checkpoint that was not chosen", count))
     return found + [(name, "row repeats an id; the first one counts", n) for name, n in run.duplicates.items()]
 
 

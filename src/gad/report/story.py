@@ -126,6 +126,7 @@ def effort(run: Gathered) -> tuple[list[tuple[str, str]], list[tuple[str, str]],
                 if name.startswith("tokens/"):
                     _add(tokens, name.removeprefix("tokens/"), value)
     cost = dict(run.summary.cost) if run.summary is not None else {}
+    cost |= {"judge_usd": run.judges_usd} if run.judges_usd is not None else {}
     return (
         [(name.replace("_", " "), duration(value)) for name, value in seconds.items() if value is not None],
         [(name.replace("_", " "), f"{value:,.0f}") for name, value in tokens.items() if value is not None],

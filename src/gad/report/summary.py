@@ -23,6 +23,10 @@ def _finite_or_none(value: Any) -> Any:
 Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
 
 
+def _empty_is_none(value: Any) -> Any:
+    return None if value == {} else value
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -76,6 +80,7 @@ class Paired(_Part):
     low: Number = None
     high: Number = None
     p_value: Number = None
+    p_value_corrected: Number = None
     n: int = 0
 
     @property
@@ -122,7 +127,7 @@ class Summary(_Part):
     decodings: tuple[DecodingInfo, ...] = ()
     figures: tuple[Figure, ...] = ()
     paired: tuple[Paired, ...] = ()
-    checkpoint: Checkpoint | None = None
+    checkpoint: Annotated[Checkpoint | None, BeforeValidator(_empty_is_none)] = None
     dropped: tuple[Dropped, ...] = ()
     leaks: tuple[Leak, ...] = ()
     cost: dict[str, Number] = {}

@@ -10,7 +10,7 @@ from typing import Literal
 from gad.report.summary import Figure, Paired
 from gad.report.text import one_line
 
-Form = Literal["share", "plain", "ratio", "nats", "score"]
+Form = Literal["share", "plain", "ratio", "nats", "score", "tokens"]
 Better = Literal["higher", "lower", "one", "neither"]
 MISSING = "–"
 
@@ -65,6 +65,7 @@ MEANINGS = {
         "How surprised the student is by the teacher’s own replies, in nats per token. Low: it covers what the "
         "teacher may say.",
     ),
+    "length": Meaning("Length", "tokens", "neither", "Mean reply length in tokens."),
     "rouge_l": Meaning("ROUGE-L", "plain", "neither", "Longest common word sequence with the teacher’s reply (F1)."),
     "self_bleu": Meaning(
         "Self-BLEU", "plain", "neither", "How alike the replies are to each other. High: little variety."
@@ -128,7 +129,7 @@ def written(value: float | None, form: Form, *, signed: bool = False) -> str:
             text = f"{sign}{value * 100:.0f}" + (" points" if signed else "%")
         case "ratio":
             text = f"{sign}{value:.2f}" + ("" if signed else "×")
-        case "score":
+        case "score" | "tokens":
             text = f"{sign}{value:.1f}"
         case "nats" | "plain":
             text = f"{sign}{value:.2f}"
@@ -139,7 +140,7 @@ def interval(low: float | None, high: float | None, form: Form, *, words: bool =
     """`47–59` (with `words`: `47 to 59`), without the unit; empty where a bound is not known."""
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return ""
-    factor, digits = {"share": (100.0, 0), "score": (1.0, 1)}.get(form, (1.0, 2))
+    factor, digits = {"share": (100.0, 0), "score": (1.0, 1), "tokens": (1.0, 1)}.get(form, (1.0, 2))
     ends = [f"{bound * factor:.{digits}f}".replace("-", "−") for bound in (low, high)]
     return f"{ends[0]} to {ends[1]}" if low < 0 or words else "–".join(ends)
 
@@ -150,7 +151,7 @@ def rough(value: float | None, form: Form) -> str:
         return MISSING
     if form == "share":
         return f"≈ {round(value * 10) * 10}%"
-    if form == "score":
+    if form in ("score", "tokens"):
         return f"≈ {round(value / 10) * 10}"
     return f"≈ {value:.1f}".replace("-", "−") + ("×" if form == "ratio" else "")
 
@@ -169,6 +170,7 @@ def arm(name: str) -> str:
         "seqkd": "SeqKD",
         "gad": "GAD",
         "teacher": "Teacher",
+        "reference": "Judge’s reference",
         "warmup": "Warm-up",
         "seqkd_equal_time": "SeqKD, equal time",
         "gad_cross_entropy": "GAD + cross-entropy",

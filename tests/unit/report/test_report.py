@@ -81,10 +81,39 @@ def test_p_values_are_corrected_for_how_many_are_shown(run: Path) -> None:
     clear = [row for row in rows if row.p_value == "< .001"]
     assert len(rows) == 12
     assert len(clear) == 10
-    assert {row.corrected for row in clear} == {".005"}  # 12 x .0004, the smallest of them all
+    assert {row.corrected for row in clear if row.figure != "House style kept"} == {".002"}  # 4 x .0004
+    assert {row.corrected for row in clear if row.figure == "House style kept"} == {".002"}
     assert {row.verdict for row in rows if row.figure == "House style kept" and row.pair == "GAD − SeqKD"} == {
         "no clear difference"
     }
+
+
+def test_a_correction_made_by_the_summary_is_kept(run: Path) -> None:
+    edit(run / "summary.json", lambda s: [pair.update(p_value_corrected=0.4) for pair in s["paired"]])
+    rows = differences(gather(run))
+    assert {(row.corrected, row.verdict) for row in rows} == {(".400", "no clear difference")}
+
+
+def test_checkpoints_that_were_not_chosen_are_counted_not_shown(run: Path) -> None:
+    shutil.copytree(run / "replies/gad", run / "replies/gad-10")
+    shutil.copytree(run / "replies/gad", run / "replies/other")
+    gathered = gather(run)
+    assert gathered.students == ["base", "seqkd", "gad", "other"]
+    assert re.search(r"replies/gad-10</th><td>[^<]*not chosen</td><td class=\"n\">96<", write_report(run).read_text())
+
+
+def test_a_summary_without_a_choice_and_with_judges_that_cost(run: Path) -> None:
+    edit(run / "summary.json", lambda s: s.update(checkpoint={}))
+    write_json(run / "judging.json", {"format": 1, "figures": [], "cost_usd": 3.5})
+    assert ("judge", "$3.50") in effort(gather(run))[2]
+    write_report(run)
+
+
+def test_a_judge_with_its_own_reference_gives_scores(run: Path) -> None:
+    rows = [verdict(n, "first", 0.489, second="reference") for n in range(24)]
+    write_jsonl(run / "verdicts/paper/gad-vs-reference@held_out.jsonl", rows)
+    row = win_rows(gather(run))[0]
+    assert (row.pair, row.rate, row.controlled) == ("GAD against Judge’s reference", "48.9", "–")
 
 
 def test_findings_name_the_headline_on_every_set_and_every_opponent(run: Path) -> None:
