@@ -43,8 +43,8 @@ def asset(name: str) -> str:
     return files("gad.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def environment() -> Environment:
-    """Templates in which every value is escaped, and every character of it can be seen."""
+def environment(package: str = "gad.report") -> Environment:
+    """Templates of a package, in which every value is escaped, and every character of it can be seen."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -54,7 +54,7 @@ def environment() -> Environment:
     from gad.report.wording import arm, better
 
     found = Environment(
-        loader=PackageLoader("gad.report", "assets"),
+        loader=PackageLoader(package, "assets"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
