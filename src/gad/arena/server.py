@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 TOKENS = "tokens.json"
 RESULTS = "/results"
-"""No rater can have this name. Its link opens the results. Raters get none of it: who has seen the names is not blind any more."""
+"""No rater can have this name. Its link opens the results; raters get none of it, since who has seen the names is not
+blind any more."""
 MOST_BYTES = 4096
 """Of a vote."""
 
@@ -227,7 +228,7 @@ async def _sent(request: Request) -> dict[str, Any]:
             return {}
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

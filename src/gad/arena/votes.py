@@ -80,9 +80,7 @@ class Ballot:
 
     def votes(self, rater: str) -> Mapping[str, Vote]:
         """A rater's votes as they stand, by comparison, in the order in which they were cast."""
-        return {
-            id: vote for (name, id), vote in self._standing.items() if name == rater and self._book.find(id) is not None
-        }
+        return {id: vote for (name, id), vote in self._standing.items() if name == rater and id in self._ids}
 
     def open_comparison(self, rater: str) -> Comparison | None:
         """The next comparison that a rater has not voted on."""

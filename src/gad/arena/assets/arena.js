@@ -207,6 +207,7 @@
       byId("who").addEventListener("submit", (event) => {
         event.preventDefault();
         sheet.rater = byId("name").value.trim();
+        document.activeElement?.blur();
         byId("who").hidden = true;
         begin();
       });
