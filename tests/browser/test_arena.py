@@ -141,6 +141,7 @@ def test_keyboard_alone(started: list[ArenaProcess], open_page: Callable[..., An
     waits_for(page, 1)
 
 
+@pytest.mark.slow
 def test_hostile_texts_stay_texts(tmp_path: Path, open_page: Callable[..., Any]) -> None:
     def text(who: str, _: str, number: int) -> str:
         return (PAYLOADS[number] or ".") + ("" if who != "gad" else " and more")

@@ -2,7 +2,9 @@
 (async () => {
   const byId = (id) => document.getElementById(id);
   const packed = byId("packed");
-  const bytes = Uint8Array.from(atob(packed.textContent), (letter) => letter.charCodeAt(0));
+  const letters = atob(packed.textContent);
+  const bytes = new Uint8Array(letters.length);
+  for (let index = 0; index < letters.length; index++) bytes[index] = letters.charCodeAt(index);
   packed.remove();
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const boot = JSON.parse(await new Response(stream).text());
@@ -160,7 +162,7 @@
     }
   };
 
-  const words = { left: "Left", right: "Right", tie: "Tie", both_bad: "Both bad", skip: "Skipped" };
+  const words = { left: "A is better", right: "B is better", tie: "Tie", both_bad: "Both bad", skip: "Skipped" };
   const vote = (choice) => {
     const comparison = state?.comparison;
     if (comparison) act(() => store.vote(comparison.id, choice), () => "Saved: " + words[choice] + ".");
