@@ -222,7 +222,7 @@ class Prefixed:
         weights = weights.view(rows, key_heads, length, -1)
         on_prefix, on_own = weights[..., : prefix_k.shape[2]], weights[..., prefix_k.shape[2] :]
         from_prefix = self.owners.by_row(self.owners.by_prompt(on_prefix) @ prefix_v, length)
-        return (from_prefix + on_own @ own_v).view(rows, count, steps, width)
+        return (from_prefix + on_own @ own_v).reshape(rows, count, steps, width)
 
     def _bias(self, heads: Heads, own: int) -> Tensor:
         """Added to the scores, (R, 1, 1, T, S): prompt padding, the future and what is beyond a window are hidden."""
