@@ -184,7 +184,7 @@ def _draw(panel: Panel, lines: Sequence[Line], offset: int, last: int) -> Markup
     low, high = span(values, include=() if panel.level is None else (panel.level,))
     x = Scale(0.0, float(max(last, 1)), LEFT, WIDTH - RIGHT)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
-    parts = [*_axes(x, y), *_landmarks(panel, x, y, offset if lines[-1].stage == "adversarial" else 0)]
+    parts = [*_axes(x, y), *_landmarks(panel, lines, x, y, offset)]
     for line in lines:
         parts.extend(_trace(line, x, y))
     first, end = lines[-1].points[0], lines[-1].points[-1]
@@ -207,14 +207,18 @@ def _axes(x: Scale, y: Scale) -> list[Markup]:
     return parts
 
 
-def _landmarks(panel: Panel, x: Scale, y: Scale, divider: int) -> list[Markup]:
+def _landmarks(panel: Panel, lines: Sequence[Line], x: Scale, y: Scale, offset: int) -> list[Markup]:
     parts = []
     if panel.level is not None:
         height = y(panel.level)
         parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=height, y2=height, class_="level"))
         if panel.level_name:
             lift = height - 4 if height > TOP + 14 else height + 12
-            parts.append(tag("text", panel.level_name, x=LEFT + 3, y=lift, class_="level-name"))
+            start = min(abs(line.points[0][1] - panel.level) for line in lines)
+            end = min(abs(line.points[-1][1] - panel.level) for line in lines)
+            at, anchor = (LEFT + 3, "start") if start > end else (WIDTH - RIGHT, "end")
+            parts.append(tag("text", panel.level_name, x=at, y=lift, class_="level-name", text_anchor=anchor))
+    divider = offset if lines[-1].stage == "adversarial" else 0
     if divider > 0:
         parts.append(tag("line", x1=x(divider), x2=x(divider), y1=TOP, y2=HEIGHT - BOTTOM, class_="divider"))
         over = x(divider) > 0.7 * WIDTH

@@ -137,3 +137,12 @@ def test_pictures_have_a_name_and_no_inline_style() -> None:
     root = parsed(found[0].picture)
     assert root.attrib["aria-label"] == "Mean reward: Adversarial from 0.25 to 0.5 over 2 steps"
     assert not re.search(r"style=|on[a-z]+=", str(found[0].picture))
+
+
+def test_a_landmark_is_named_where_the_curve_is_not() -> None:
+    def anchor(values: list[float | None]) -> str:
+        root = parsed(curves(rows("adversarial", "discriminator/loss", values))[0].picture)
+        return next(e.attrib["text-anchor"] for e in root.iter("text") if e.attrib["class"] == "level-name")
+
+    assert anchor([0.69, 0.4, 0.1]) == "end"
+    assert anchor([0.1, 0.4, 0.69]) == "start"
