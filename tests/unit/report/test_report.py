@@ -21,7 +21,7 @@ from gad.report.figures import decoding_tables, differences, series_of
 from gad.report.gather import gather
 from gad.report.judges import agreement_rows, win_rows
 from gad.report.page import asset, policy
-from gad.report.story import duration, effort, findings, flat, missing, uneven
+from gad.report.story import duration, effort, findings, flat, missing, pull_apart, uneven, when
 from support.hostile import PAYLOADS
 from support.report_runs import STUDENTS, write_json, write_jsonl, write_run
 
@@ -261,6 +261,31 @@ def test_a_pair_is_read_from_the_file_name_where_rows_do_not_name_it(run: Path) 
     write_jsonl(run / "verdicts/j/gad-vs-seqkd@held_out.jsonl", rows)
     row = win_rows(gather(run))[0]
     assert (row.pair, row.set, row.rate) == ("GAD against SeqKD", "Held-out", "0%")
+
+
+def test_preference_and_c2st_pulling_apart_is_said_only_where_it_happened(run: Path) -> None:
+    said = pull_apart(gather(run))
+    assert "held-out against SeqKD, out of distribution against SeqKD" in said
+    assert "Base" not in said  # base is both less preferred and easier to tell apart
+
+    def only_preference(summary: Any) -> None:
+        summary["paired"] = [pair for pair in summary["paired"] if pair["name"] == "preference"]
+
+    edit(run / "summary.json", only_preference)
+    assert pull_apart(gather(run)) == said  # C2ST has no paired difference: the figures tell
+
+    def closer(summary: Any) -> None:
+        for figure in summary["figures"]:
+            if (figure["student"], figure["name"]) == ("gad", "c2st_auc"):
+                figure["value"] = 0.55
+
+    edit(run / "summary.json", closer)
+    assert pull_apart(gather(run)) == ""
+
+
+def test_moments_in_words() -> None:
+    assert when("2026-01-31T12:00:00Z") == "31 January 2026, 12:00 UTC"
+    assert when("yesterday") == "yesterday"
 
 
 def test_uneven_arms_and_repeated_ids_are_said(run: Path) -> None:
