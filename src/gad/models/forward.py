@@ -104,9 +104,9 @@ class _TokenLogps(torch.autograd.Function):
                 slopes.append(_row_gradient(probs, targets, slope, head_VH))
         ctx.settings = (temperature, softcap)
         ctx.save_for_backward(rows_NH, head_VH, targets_N, torch.cat(slopes) if slopes else None)
-        empty = rows_NH.new_zeros(0, dtype=torch.float32)
+        empty = rows_NH.new_zeros(0, dtype=torch.promote_types(rows_NH.dtype, torch.float32))
         logps_N = torch.cat(logps) if logps else empty
-        entropies_N = torch.cat(entropies) if entropies else empty
+        entropies_N = torch.cat(entropies) if entropies else empty.clone()
         ctx.mark_non_differentiable(entropies_N)
         return logps_N, entropies_N
 

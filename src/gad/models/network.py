@@ -41,7 +41,7 @@ class Network:
         else:
             model.requires_grad_(False)
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            _recompute_activations(model)
             model.train()
             _without_dropout(model)
 
@@ -172,6 +172,12 @@ class Member:
 def _lora_config(lora: Lora) -> LoraConfig:
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+
+
+def _recompute_activations(model: Any) -> None:
+    """transformers 5.23 has renamed the method and warns of the old name; earlier versions know the old one alone."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _without_dropout(model: Any) -> None:
