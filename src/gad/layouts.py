@@ -14,9 +14,9 @@ are that predict each reply token, and the state of each reply's last token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, assert_never, get_args
 
 import torch
 from torch import Tensor
@@ -111,6 +111,8 @@ def build(groups: Sequence[TokenGroup], layout: LayoutName) -> TokenBatch:
             return _tree(groups)
         case "cache":
             return _cache(groups)
+        case _:
+            assert_never(layout)
 
 
 def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
@@ -218,13 +220,17 @@ def computed(groups: Sequence[TokenGroup], layout: LayoutName) -> tuple[int, int
             return count * width, count * width**2
         case "cache":
             return count * prompt + replies * reply, count * prompt**2 + replies * reply * (prompt + reply)
+        case _:
+            assert_never(layout)
 
 
-def micro_batches(groups: Sequence[TokenGroup], budget: int) -> list[list[int]]:
+def micro_batches(
+    groups: Sequence[TokenGroup], budget: int, tokens: Callable[[Sequence[TokenGroup]], int]
+) -> list[list[int]]:
     """Indices of whole groups, the largest first, in batches of at most `budget` tokens with their padding.
 
-    Groups of like size are neighbours, so little is padded. A group that is larger than the budget is a batch of its
-    own. Raises ValueError where a single row is longer than the budget.
+    tokens: how many a batch of such groups computes. Groups of like size are neighbours, so little is padded. A group
+    that is larger than the budget is a batch of its own. Raises ValueError where a row alone is longer than the budget.
     """
     longest = max((group.longest_row for group in groups), default=0)
     if longest > budget:
@@ -232,7 +238,7 @@ def micro_batches(groups: Sequence[TokenGroup], budget: int) -> list[list[int]]:
     order = sorted(range(len(groups)), key=lambda index: (-_padded_tokens(groups[index]), index))
     batches: list[list[int]] = []
     for index in order:
-        if batches and (len(batches[-1]) + 1) * _padded_tokens(groups[batches[-1][0]]) <= budget:
+        if batches and tokens([groups[i] for i in (*batches[-1], index)]) <= budget:
             batches[-1].append(index)
         else:
             batches.append([index])

@@ -9,7 +9,7 @@ import torch
 
 from gad.config.run import ComputeConfig
 from gad.errors import ConfigError
-from gad.layouts import LayoutName, TokenBatch, TokenGroup, build, choose, micro_batches, to_device
+from gad.layouts import LayoutName, TokenBatch, TokenGroup, build, choose, computed, micro_batches, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,18 @@ class Batcher:
         Raises ConfigError where a single row is longer than the token budget.
         """
         try:
-            parts = micro_batches(groups, self.compute.tokens_per_micro_batch)
+            parts = micro_batches(groups, self.compute.tokens_per_micro_batch, self._tokens)
         except ValueError as error:
             raise ConfigError(f"compute.{error}") from error
         for part in parts:
             picked = [groups[index] for index in part]
-            layout = self.compute.layout
-            name = (
-                choose(picked, linear_flops=self.linear_flops, pair_flops=self.pair_flops)
-                if layout == "auto"
-                else layout
-            )
-            yield part, name, to_device(build(picked, name), self.device)
+            layout = self._layout(picked)
+            yield part, layout, to_device(build(picked, layout), self.device)
+
+    def _layout(self, groups: Sequence[TokenGroup]) -> LayoutName:
+        if self.compute.layout == "auto":
+            return choose(groups, linear_flops=self.linear_flops, pair_flops=self.pair_flops)
+        return self.compute.layout
+
+    def _tokens(self, groups: Sequence[TokenGroup]) -> int:
+        return computed(groups, self._layout(groups))[0]

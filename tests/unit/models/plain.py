@@ -13,12 +13,12 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from support import tiny
 from torch import Tensor
 from torch.func import functional_call
 
 from gad.config.models import Full, Lora, Tuning
 from gad.models.network import Member, Network
+from support import tiny
 
 STRONG: dict[str, Any] = {"initializer_range": 0.3}
 """Weights large enough that attention is far from uniform: at the usual 0.02 a wrong mask would hardly show."""

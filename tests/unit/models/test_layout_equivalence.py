@@ -6,13 +6,13 @@ import itertools
 
 import pytest
 import torch
-from support import tiny
 from torch import Tensor
 
 from gad.config.models import Full, Lora, Tuning
 from gad.layouts import LayoutName, TokenGroup, build
 from gad.models.forward import hidden_states, reply_logps
 from gad.models.network import Member
+from support import tiny
 from unit.models import plain
 
 LAYOUTS: tuple[LayoutName, ...] = ("padded", "tree", "cache")
