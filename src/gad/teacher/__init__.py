@@ -24,10 +24,10 @@ The seam, for the collector and for judges alike (`from gad.teacher.caller impor
 
 - Requests are taken lazily; outcomes come as they arrive, in any order, one for each request that was settled.
 - A request whose reply is in the ledger is not sent: its outcome comes from the ledger, marked `known`. So is one that
-  was given up, unless `retry_failed`. The key is a hash of model, messages, sampling and sample index; two requests with
-  one key are one purchase.
-- An outcome is yielded after the ledger has it on disk. A stop, a kill or an error loses nothing: the next caller on the
-  folder goes on.
+  was given up, unless `retry_failed`. The key is a hash of model, messages, sampling and sample index; two requests
+  with one key are one purchase.
+- An outcome is yielded after the ledger has it on disk. A stop, a kill or an error loses nothing: the next caller on
+  the folder goes on.
 - TeacherError: what no later request would escape (refused key, unknown model, unreachable endpoint, `max_cost_usd`
   reached); what was under way is awaited and recorded first. ConfigError: no key, no price. RunFolderError: the ledger
   is damaged, of another version, or another process has it.

@@ -1,0 +1,166 @@
+"""How fast requests may go: buckets that follow the provider's own, and a window that feels its way where it has none.
+
+A bucket fills by limit / 60 each second. What a request will take is guessed when it is sent, and put right when its
+usage is known. A header that says how much remains bounds the bucket from both sides: not more than that, and not less
+than that minus all that is under way (the provider may or may not have counted it yet).
+
+A 429 slows down once for all requests that were sent before it: the bucket's rate where there is a bucket, the number
+of requests at once where there is none. Both recover slowly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from gad.config.teacher import ApiLimits
+from gad.teacher.headers import Allowance, allowance
+
+_BURST_SECONDS = 1.0
+_FIRST_WINDOW = 16.0
+_CUT, _CUT_WINDOW = 0.85, 0.7
+_RECOVER_PER_SECOND = 0.01
+_SHARE = 0.995
+"""Of a limit that only the run file states: the provider's clock is not ours."""
+
+
+class Bucket:
+    """A number of things a minute. A level below zero is a debt: more was used than was guessed."""
+
+    def __init__(self, per_minute: float | None, now: float) -> None:
+        self.per_minute = per_minute
+        self._stated = per_minute is not None
+        self._share = _SHARE
+        self._time = now
+        self.level = self._burst
+        self.under_way = 0.0
+
+    @property
+    def _rate(self) -> float:
+        return (self.per_minute or 0.0) / 60.0 * self._share
+
+    @property
+    def _burst(self) -> float:
+        return self._rate * _BURST_SECONDS
+
+    def delay(self, amount: float, now: float) -> float:
+        """Seconds until so much may be taken. An amount above the burst waits for a full bucket and leaves a debt."""
+        if self.per_minute is None:
+            return 0.0
+        self._fill(now)
+        return max(0.0, (min(amount, self._burst) - self.level) / self._rate)
+
+    def take(self, amount: float, now: float) -> None:
+        self._fill(now)
+        self.level -= amount
+        self.under_way += amount
+
+    def settle(self, guessed: float, used: float) -> None:
+        """A request that was guessed to take `guessed` took `used`."""
+        self.level += guessed - used
+        self.under_way -= guessed
+
+    def learn(self, said: Allowance, now: float) -> None:
+        """Follow the provider's headers; a limit in the run file stays a limit."""
+        if said.limit is not None and said.limit > 0 and not self._stated:
+            if self.per_minute is None:
+                self._share, self._time = 1.0, now
+            self.per_minute = said.limit
+        if self.per_minute is None:
+            return
+        self._fill(now)
+        if not self._stated:
+            self.level = max(self.level, said.remaining - self.under_way)
+        self.level = min(self.level, said.remaining)
+
+    def slow_down(self) -> None:
+        self._share = max(0.05, self._share * _CUT)
+        self.level = min(self.level, 0.0)
+
+    def _fill(self, now: float) -> None:
+        seconds, self._time = now - self._time, now
+        self._share = min(_SHARE if self._stated else 1.0, self._share + _RECOVER_PER_SECOND * seconds)
+        if self.level < self._burst:
+            self.level = min(self._burst, self.level + self._rate * seconds)
+
+
+class Pace:
+    """When the next request may go. Not for several threads."""
+
+    def __init__(self, limits: ApiLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        now = clock()
+        self.requests = Bucket(limits.requests_per_minute, now)
+        self.tokens = Bucket(limits.tokens_per_minute, now)
+        self._most = float(limits.concurrency)
+        self._window = self._most if self._limited else min(_FIRST_WINDOW, self._most)
+        self._growing = True
+        self._paused_until = self._slowed = now
+        self.under_way = 0
+        self.refusals = 0
+
+    @property
+    def _limited(self) -> bool:
+        return self.requests.per_minute is not None or self.tokens.per_minute is not None
+
+    @property
+    def window(self) -> int:
+        """Requests that may be under way at once."""
+        return max(1, int(self._window))
+
+    def delay(self, tokens: float) -> float:
+        """Seconds until a request of about so many tokens may be sent; infinite while too many are under way."""
+        if self.under_way >= self.window:
+            return float("inf")
+        now = self._clock()
+        paused = max(0.0, self._paused_until - now)
+        return max(paused, self.requests.delay(1.0, now), self.tokens.delay(tokens, now))
+
+    def sent(self, tokens: float) -> float:
+        """A request goes out; returns the time, for `refused`."""
+        now = self._clock()
+        self.under_way += 1
+        self.requests.take(1.0, now)
+        self.tokens.take(tokens, now)
+        return now
+
+    def came_back(self, tokens: float, used: float | None, headers: Mapping[str, str], wall: float) -> None:
+        """A reply came. used: tokens by its usage. wall: seconds since 1970, for headers with dates."""
+        self._settle(tokens, tokens if used is None else used)
+        self._learn(headers, wall)
+        if self._limited:
+            self._window = self._most
+        else:
+            self._window = min(self._most, self._window + (1.0 if self._growing else 1.0 / self._window))
+
+    def failed(self, tokens: float) -> None:
+        """An attempt ended without a reply. What the provider counted is unknown: as if it had counted it."""
+        self._settle(tokens, tokens)
+
+    def refused(self, tokens: float, sent: float, retry_after: float | None, pause: float) -> None:
+        """A 429. It asks for `retry_after` seconds of silence, or, saying nothing, gets `pause`."""
+        self._settle(tokens, 0.0)
+        self.refusals += 1
+        now = self._clock()
+        self._paused_until = max(self._paused_until, now + (pause if retry_after is None else retry_after))
+        if sent < self._slowed:
+            return
+        self._slowed = now
+        if self._limited:
+            self.requests.slow_down()
+            self.tokens.slow_down()
+        else:
+            self._growing = False
+            self._window = max(1.0, self._window * _CUT_WINDOW)
+
+    def _settle(self, tokens: float, used: float) -> None:
+        self.under_way -= 1
+        self.requests.settle(1.0, 1.0)
+        self.tokens.settle(tokens, used)
+
+    def _learn(self, headers: Mapping[str, str], wall: float) -> None:
+        now = self._clock()
+        for bucket, what in ((self.requests, "requests"), (self.tokens, "tokens")):
+            said = allowance(headers, what, wall)
+            if said is not None:
+                bucket.learn(said, now)
