@@ -63,7 +63,8 @@ class DiscriminatorTrainer:
     def _pass(self, groups: Sequence[RolloutGroup], *, train: bool) -> tuple[Tensor, Tensor, float]:
         rows, places = zip(*map(self.scorer.row, groups), strict=True)
         count = len(groups[0].rollouts)
-        teacher_P, student_PG = torch.zeros(len(groups)), torch.zeros(len(groups), count)
+        dtype = self.scorer.head_H.dtype
+        teacher_P, student_PG = torch.zeros(len(groups), dtype=dtype), torch.zeros(len(groups), count, dtype=dtype)
         total_loss = 0.0
         with self.scorer.member.using(), torch.set_grad_enabled(train):
             for part, _, batch in self._batcher.micro_batches(rows):
@@ -73,8 +74,8 @@ class DiscriminatorTrainer:
                 if train:
                     loss.backward()
                 total_loss += loss.item()
-                teacher_P[part] = scores_PK[:, 0].detach().float().cpu()
-                student_PG[part] = scores_PK[:, 1:].detach().float().cpu()
+                teacher_P[part] = scores_PK[:, 0].detach().cpu()
+                student_PG[part] = scores_PK[:, 1:].detach().cpu()
         return teacher_P, student_PG, total_loss
 
     def state(self) -> dict[str, Tensor]:
