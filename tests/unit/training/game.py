@@ -63,8 +63,12 @@ def spelled(text: str, *, finished: bool) -> tuple[int, ...]:
 
 def canonical(text: str, *, finished: bool) -> tuple[int, ...]:
     """What a row must be, for texts within the limit."""
-    ids = merging_tokenizer()(text.strip(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return (*ids, END) if finished else tuple(ids)
+    return (*canonical_raw(text.strip()), END) if finished else canonical_raw(text.strip())
+
+
+def canonical_raw(text: str) -> tuple[int, ...]:
+    """With all merges, white space kept."""
+    return tuple(merging_tokenizer()(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 def rollout(prompt: str, ids: tuple[int, ...], logps: tuple[float, ...] = ()) -> Rollout:
@@ -151,6 +155,9 @@ class Keeper:
         for tensor in self._named.values():
             tensor.grad = None
         return float(torch.stack([gradient.norm() for gradient in self.gradients.values()]).norm())
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
 
 
 def student(
