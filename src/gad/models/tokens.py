@@ -112,11 +112,16 @@ class Codec:
             reply = "gad"
             text = self._render([{"role": "user", "content": "x"}, {"role": "assistant", "content": reply}])
             after = self._tokenizer(text.rpartition(reply)[2].lstrip(), add_special_tokens=False)["input_ids"]
-            if after and after[0] in self._tokenizer.all_special_ids:
+            if after and self._is_special(after[0]):
                 return int(after[0])
         if self._tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer of {self._tokenizer.name_or_path} has no end-of-text token (eos_token)")
         return int(self._tokenizer.eos_token_id)
+
+    def _is_special(self, token: int) -> bool:
+        """Named as special, or only marked so: Llama 3 and Phi end a reply with a token that no name mentions."""
+        added = self._tokenizer.added_tokens_decoder.get(token)
+        return token in self._tokenizer.all_special_ids or (added is not None and added.special)
 
     def _eos_ids(self) -> set[int]:
         return set() if self._tokenizer.eos_token_id is None else {int(self._tokenizer.eos_token_id)}
