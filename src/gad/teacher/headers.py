@@ -34,7 +34,7 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """limit: in a window of the provider's, None where not said. remaining: now. reset: seconds, None where not said."""
+    """limit: of the provider's window. remaining: now. reset: seconds. None where the headers do not say."""
 
     limit: float | None
     remaining: float

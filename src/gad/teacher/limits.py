@@ -2,7 +2,8 @@
 
 A bucket fills by limit / 60 each second. What a request will take is guessed when it is sent, and put right when its
 usage is known. A header that says how much remains bounds the bucket from both sides: not more than that, and not less
-than that minus all that is under way (the provider may or may not have counted it yet).
+than that minus all that is under way or came back since the request was sent (the provider may or may not have counted
+it when it wrote the header).
 
 A 429 slows down once for all requests that were sent before it: the bucket's rate where there is a bucket, the number
 of requests at once where there is none. Both recover slowly.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from gad.config.teacher import ApiLimits
 from gad.teacher.headers import Allowance, allowance
@@ -34,6 +36,7 @@ class Bucket:
         self._time = now
         self.level = self._burst
         self.under_way = 0.0
+        self.came_back = 0.0
 
     @property
     def _rate(self) -> float:
@@ -59,8 +62,9 @@ class Bucket:
         """A request that was guessed to take `guessed` took `used`."""
         self.level += guessed - used
         self.under_way -= guessed
+        self.came_back += guessed
 
-    def learn(self, said: Allowance, now: float) -> None:
+    def learn(self, said: Allowance, came_back_at_sending: float, now: float) -> None:
         """Follow the provider's headers; a limit in the run file stays a limit."""
         if said.limit is not None and said.limit > 0 and not self._stated:
             if self.per_minute is None:
@@ -70,7 +74,8 @@ class Bucket:
             return
         self._fill(now)
         if not self._stated:
-            self.level = max(self.level, said.remaining - self.under_way)
+            uncounted = self.under_way + self.came_back - came_back_at_sending
+            self.level = max(self.level, said.remaining - uncounted)
         self.level = min(self.level, said.remaining)
 
     def slow_down(self) -> None:
@@ -82,6 +87,16 @@ class Bucket:
         self._share = min(_SHARE if self._stated else 1.0, self._share + _RECOVER_PER_SECOND * seconds)
         if self.level < self._burst:
             self.level = min(self._burst, self.level + self._rate * seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A request under way. tokens: guessed. sent: when. requests_back, tokens_back: what had come back by then."""
+
+    tokens: float
+    sent: float
+    requests_back: float
+    tokens_back: float
 
 
 class Pace:
@@ -116,34 +131,41 @@ class Pace:
         paused = max(0.0, self._paused_until - now)
         return max(paused, self.requests.delay(1.0, now), self.tokens.delay(tokens, now))
 
-    def sent(self, tokens: float) -> float:
-        """A request goes out; returns the time, for `refused`."""
+    def sent(self, tokens: float) -> Ticket:
+        """A request goes out; its ticket is given back when it comes back, whatever came of it."""
         now = self._clock()
         self.under_way += 1
         self.requests.take(1.0, now)
         self.tokens.take(tokens, now)
-        return now
+        return Ticket(tokens, now, self.requests.came_back, self.tokens.came_back)
 
-    def came_back(self, tokens: float, used: float | None, headers: Mapping[str, str], wall: float) -> None:
+    def came_back(self, ticket: Ticket, used: float | None, headers: Mapping[str, str], wall: float) -> None:
         """A reply came. used: tokens by its usage. wall: seconds since 1970, for headers with dates."""
-        self._settle(tokens, tokens if used is None else used)
-        self._learn(headers, wall)
+        self._settle(ticket, ticket.tokens if used is None else used)
+        now = self._clock()
+        for bucket, what, back in (
+            (self.requests, "requests", ticket.requests_back),
+            (self.tokens, "tokens", ticket.tokens_back),
+        ):
+            said = allowance(headers, what, wall)
+            if said is not None:
+                bucket.learn(said, back, now)
         if self._limited:
             self._window = self._most
         else:
             self._window = min(self._most, self._window + (1.0 if self._growing else 1.0 / self._window))
 
-    def failed(self, tokens: float) -> None:
+    def failed(self, ticket: Ticket) -> None:
         """An attempt ended without a reply. What the provider counted is unknown: as if it had counted it."""
-        self._settle(tokens, tokens)
+        self._settle(ticket, ticket.tokens)
 
-    def refused(self, tokens: float, sent: float, retry_after: float | None, pause: float) -> None:
+    def refused(self, ticket: Ticket, retry_after: float | None, pause: float) -> None:
         """A 429. It asks for `retry_after` seconds of silence, or, saying nothing, gets `pause`."""
-        self._settle(tokens, 0.0)
+        self._settle(ticket, 0.0)
         self.refusals += 1
         now = self._clock()
         self._paused_until = max(self._paused_until, now + (pause if retry_after is None else retry_after))
-        if sent < self._slowed:
+        if ticket.sent < self._slowed:
             return
         self._slowed = now
         if self._limited:
@@ -153,14 +175,7 @@ class Pace:
             self._growing = False
             self._window = max(1.0, self._window * _CUT_WINDOW)
 
-    def _settle(self, tokens: float, used: float) -> None:
+    def _settle(self, ticket: Ticket, used: float) -> None:
         self.under_way -= 1
         self.requests.settle(1.0, 1.0)
-        self.tokens.settle(tokens, used)
-
-    def _learn(self, headers: Mapping[str, str], wall: float) -> None:
-        now = self._clock()
-        for bucket, what in ((self.requests, "requests"), (self.tokens, "tokens")):
-            said = allowance(headers, what, wall)
-            if said is not None:
-                bucket.learn(said, now)
+        self.tokens.settle(ticket.tokens, used)

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 
 from gad.config.teacher import ApiConfig, Prices, TeacherConfig
-from gad.errors import ConfigError
+from gad.errors import ConfigError, GadError, TeacherError
 from gad.records import Message, Prompt
 from gad.teacher.requests import Usage
 
@@ -89,6 +89,16 @@ class Purse:
         self._maybe += maybe
 
 
+def too_expensive(purse: Purse, usd: float) -> GadError:
+    """The error where the cap leaves no room for a request that may cost so much: the input's where nothing is left."""
+    bill = purse.bill
+    had = f"{bill.spent:.4f} USD are spent" + (f" and up to {bill.maybe:.4f} more may be" if bill.maybe else "")
+    text = f"max_cost_usd={purse.cap:g}: {had}, and the next reply may cost {usd:.4f}. Replies so far are kept; "
+    if bill.at_most >= (purse.cap or 0.0):
+        return ConfigError(f"{text}raise max_cost_usd to go on")
+    return TeacherError(f"{text}raise max_cost_usd, or lower sampling.max_tokens, to go on")
+
+
 def prices_of(config: ApiConfig) -> PriceList:
     """The run file's prices, or the table's.
 
@@ -145,7 +155,7 @@ def cost(prices: Prices | None, usage: Usage, *, batch: bool = False) -> float:
 
 def most_prompt_tokens(messages: Iterable[Message]) -> int:
     """More tokens than the messages can have: a tokenizer of bytes makes at most one token of each."""
-    return _REQUEST_OVERHEAD + sum(len(m.content.encode()) + _MESSAGE_OVERHEAD for m in messages)
+    return _REQUEST_OVERHEAD + sum(len(m.content.encode("utf-8", "replace")) + _MESSAGE_OVERHEAD for m in messages)
 
 
 def most_cost(prices: Prices | None, messages: Iterable[Message], max_tokens: int, *, batch: bool = False) -> float:
@@ -155,7 +165,7 @@ def most_cost(prices: Prices | None, messages: Iterable[Message], max_tokens: in
 
 def usual_tokens(messages: Iterable[Message], bytes_per_token: float = _BYTES_PER_TOKEN) -> int:
     """About how many tokens the messages have."""
-    return 3 + sum(4 + round(len(m.content.encode()) / bytes_per_token) for m in messages)
+    return 3 + sum(4 + round(len(m.content.encode("utf-8", "replace")) / bytes_per_token) for m in messages)
 
 
 def estimate_cost(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gad.records import Message
@@ -113,6 +113,10 @@ class Reply:
         """False where a length limit or a filter of the provider's cut the reply."""
         return self.finish_reason not in ("length", "content_filter")
 
+    def of(self, request: ApiRequest) -> Reply:
+        """The same reply for another request with the same key."""
+        return self if request.id == self.id else replace(self, id=request.id)
+
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
@@ -124,6 +128,10 @@ class GivenUp:
     reason: str
     message: str
     known: bool = False
+
+    def of(self, request: ApiRequest) -> GivenUp:
+        """The same for another request with the same key."""
+        return self if request.id == self.id else replace(self, id=request.id)
 
 
 Outcome = Reply | GivenUp

@@ -1,0 +1,282 @@
+"""The ledger: an append-only file of every request sent and of all that came of it, owned by one process at a time.
+
+A reply counts as had once its line is on disk. What a killed process had under way is found when the ledger is opened
+again, written down as possibly paid, and asked again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gad.errors import RunFolderError
+from gad.storage import JsonlWriter, lock
+from gad.teacher.index import FILE, Entry, Index, State
+from gad.teacher.lines import HEAD, MODEL, VERSION, failed_line, read_given_up, read_reply, read_request
+from gad.teacher.requests import ApiRequest, GivenUp, Outcome, Reply
+
+LEDGER = "ledger.jsonl"
+RESERVE = ".reserve"
+_STATES = {
+    b"sent": State.UNDER_WAY,
+    b"batched": State.IN_BATCH,
+    b"reply": State.REPLY,
+    b"failed": State.OPEN,
+    b"lost": State.OPEN,
+    b"givenup": State.GIVEN_UP,
+}
+_CHUNK = 100_000
+
+
+@dataclass
+class Totals:
+    """Sums over all files. models: replies by the name that the provider gave. lost: requests found under way now."""
+
+    spent: float = 0.0
+    maybe: float = 0.0
+    replies: int = 0
+    models: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    lost_usd: float = 0.0
+
+
+class LedgerFile:
+    """Appends whole lines. A failed write leaves the file as it was.
+
+    reserve: bytes kept in a file beside it, given free when the disk is full, so that replies which are paid for and
+    under way still find room.
+    """
+
+    def __init__(self, path: Path, reserve: int) -> None:
+        self.path = path
+        with JsonlWriter(path, durable=True) as writer:
+            if path.stat().st_size == 0:
+                writer.append({"gad_ledger": VERSION, "created": round(time.time(), 3)})
+        sync_folder(path.parent)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self.size = os.fstat(self._descriptor).st_size
+        self._reserve = path.with_name(RESERVE)
+        _allocate(self._reserve, reserve)
+
+    def write(self, data: bytes) -> int:
+        """Append; returns the offset. Not on disk before `sync`."""
+        offset, view = self.size, memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError:
+            os.ftruncate(self._descriptor, offset)
+            raise
+        self.size += len(data)
+        return offset
+
+    def sync(self) -> None:
+        os.fsync(self._descriptor)
+
+    def free_reserve(self) -> bool:
+        """Whether there was one to give free."""
+        had = self._reserve.exists()
+        self._reserve.unlink(missing_ok=True)
+        return had
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+        self._reserve.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _allocate(path: Path, size: int) -> None:
+    path.unlink(missing_ok=True)
+    if size == 0:
+        return
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        path.unlink()
+        raise RunFolderError(
+            f"{path.parent}: {error.strerror}; {size / 2**20:.0f} MiB are needed to keep replies safe that are under "
+            "way when the disk fills up. Free some space, or set runs_dir to another disk"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+class Ledger:
+    """A folder's ledger, open for appending; further ledgers (of other shards) are read with it.
+
+    lock_also: folders of further ledgers that nobody else may be collecting into meanwhile.
+    Raises RunFolderError where the ledger is in use, damaged or of another version.
+    """
+
+    def __init__(
+        self, folder: Path, *, reserve: int = 0, read_also: Sequence[Path] = (), lock_also: Sequence[Path] = ()
+    ) -> None:
+        self.folder = folder
+        self.totals = Totals()
+        self._open = ExitStack()
+        try:
+            for each in (folder, *lock_also):
+                self._open.enter_context(lock(each))
+            for leftover in folder.glob(".index-*"):
+                leftover.unlink()
+            self.file = LedgerFile(folder / LEDGER, reserve)
+            self._open.callback(self.file.close)
+            self.index = Index(folder)
+            self._open.callback(self.index.close)
+            self._files = (*read_also, folder / LEDGER)
+            self._own = len(read_also) * FILE
+            for number, path in enumerate(self._files):
+                self._scan(number, path)
+            self._reading = [self._open.enter_context(path.open("rb")) for path in self._files]
+            self._write_off(self._own if read_also and not lock_also else 0)
+        except BaseException:
+            self._open.close()
+            raise
+
+    def close(self) -> None:
+        self._open.close()
+
+    def _scan(self, number: int, path: Path) -> None:
+        """Take in a file, as far as its lines are whole: another process may be writing the last one."""
+        chunk: dict[bytes, list[int]] = {}
+        totals, match, states = self.totals, HEAD.match, _STATES
+        models: Counter[bytes] = Counter()
+        with path.open("rb") as file:
+            offset = number * FILE + _check_header(path, file.readline())
+            for count, line in enumerate(file, start=2):
+                found = match(line)
+                if found is None or line[-2:] != b"}\n":
+                    if line[-1:] != b"\n":
+                        break
+                    raise RunFolderError(f"{path}:{count}: no line of a ledger; remove the line to go on")
+                key, event, _, usd, maybe = found.groups()
+                state = states.get(event)
+                if state is None:
+                    raise RunFolderError(f"{path}:{count}: event {event.decode()!r} is not known to this version")
+                asked = state is State.UNDER_WAY or state is State.IN_BATCH
+                if not asked:
+                    totals.spent += float(usd)
+                    totals.maybe += float(maybe)
+                self._take(chunk, key, state, offset, asked)
+                if state is State.REPLY:
+                    name = MODEL.match(line, found.end())
+                    models[name.group(1) if name else b"null"] += 1
+                offset += len(line)
+                if len(chunk) >= _CHUNK:
+                    self._flush(chunk)
+        self._flush(chunk)
+        for name_bytes, replies in models.items():
+            totals.models[str(json.loads(name_bytes) or "unknown")] += replies
+            totals.replies += replies
+
+    @staticmethod
+    def _take(chunk: dict[bytes, list[int]], key: bytes, state: State, place: int, asked: bool) -> None:
+        known = chunk.get(key)
+        if known is None:
+            chunk[key] = [state, place if asked else -1, -1 if asked else place]
+        elif known[0] != State.REPLY:
+            known[0] = state
+            if not asked:
+                known[2] = place
+            elif known[1] < 0:
+                known[1] = place
+
+    def _flush(self, chunk: dict[bytes, list[int]]) -> None:
+        rows = sorted((bytes.fromhex(key.decode()), value) for key, value in chunk.items())
+        self.index.put((key, Entry(State(state), asked, outcome)) for key, (state, asked, outcome) in rows)
+        chunk.clear()
+
+    def _write_off(self, first_place: int) -> None:
+        """Note the requests that a process before this one had under way as possibly paid.
+
+        first_place: requests before it are in ledgers that another process may be writing.
+        """
+        lost = [(k, entry) for k, entry in self.index.in_state(State.UNDER_WAY) if entry.asked >= first_place]
+        rows = [(key, self._at(entry.asked)) for key, entry in lost]
+        now, lines = time.time(), []
+        for key, row in rows:
+            held = float(row["maybe_usd"])
+            self.totals.lost += 1
+            self.totals.lost_usd += held
+            self.totals.maybe += held
+            message = "the collector ended while the request was under way"
+            attempt = int(row["attempt"])
+            lines.append(failed_line("lost", key, read_request(row), attempt, 0.0, held, "interrupted", message, now))
+        offset = self.file.write(b"".join(lines))
+        self.file.sync()
+        for (key, _), line in zip(rows, lines, strict=True):
+            self.note(key, State.OPEN, outcome=offset)
+            offset += len(line)
+
+    def note(self, key: str, state: State, *, asked: int = -1, outcome: int = -1) -> None:
+        """A line about the key is on disk, at this offset of the own file."""
+        places = (place + self._own if place >= 0 else -1 for place in (asked, outcome))
+        self.index.put([(bytes.fromhex(key), Entry(state, *places))])
+
+    def has_request(self, entry: Entry | None) -> bool:
+        """Whether the own file holds the key's request, so that further lines need not."""
+        return entry is not None and entry.asked >= self._own
+
+    def outcome(self, entry: Entry) -> Outcome | None:
+        """The lasting outcome of a key, from disk."""
+        if entry.state is State.REPLY:
+            return read_reply(self._at(entry.outcome))
+        if entry.state is State.GIVEN_UP:
+            return read_given_up(self._at(entry.outcome))
+        return None
+
+    def request(self, entry: Entry) -> ApiRequest:
+        """The request of a key, from disk."""
+        return read_request(self._at(entry.asked))
+
+    def _at(self, place: int) -> dict[str, Any]:
+        number, offset = divmod(place, FILE)
+        return _row(self._reading[number], self._files[number], offset)
+
+    def given_up(self) -> Iterator[GivenUp]:
+        """Everything given up, in the order of the keys."""
+        for _, entry in self.index.in_state(State.GIVEN_UP):
+            yield read_given_up(self._at(entry.outcome))
+
+    def reply(self, entry: Entry) -> Reply:
+        """The reply of a key that has one, from disk."""
+        return read_reply(self._at(entry.outcome))
+
+
+def _check_header(path: Path, line: bytes) -> int:
+    """The header's length. Raises RunFolderError for another version, or no ledger at all."""
+    try:
+        version = json.loads(line)["gad_ledger"]
+    except (ValueError, TypeError, KeyError):
+        raise RunFolderError(f"{path} does not begin as a ledger does: move it away to begin a new one") from None
+    if version != VERSION:
+        raise RunFolderError(
+            f"{path} is a ledger of format {version}, and this gad reads format {VERSION}: go on with the gad that "
+            "wrote it, or move it away to begin a new one (its replies would be bought again)"
+        )
+    return len(line)
+
+
+def _row(file: Any, path: Path, offset: int) -> dict[str, Any]:
+    file.seek(offset)
+    try:
+        row: dict[str, Any] = json.loads(file.readline())
+    except ValueError as error:
+        raise RunFolderError(f"{path}, byte {offset}: not JSON ({error}); remove the line to go on") from error
+    return row
