@@ -47,7 +47,7 @@ class Pipeline:
 
     def run(self) -> None:
         """Every stage in turn."""
-        for stage in (
+        stages = (
             self.collect,
             self.seqkd,
             self.warmup,
@@ -55,7 +55,9 @@ class Pipeline:
             self.generate,
             self.evaluate,
             self.export,
-        ):
+            self.report,
+        )
+        for stage in stages:
             stage()
 
     def collect(self) -> None:

@@ -1,0 +1,191 @@
+"""Every stage on tiny models: architectures, arms, repeatability, going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from support import runs, tiny
+
+from gad.errors import Interrupted
+from gad.records import Prompt
+from gad.signals import StopRequest
+from gad.training.checkpoint import find
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_every_architecture_goes_from_texts_to_a_report(architecture: str, tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model", architecture)
+    folder = runs.run(runs.run_config(tmp_path, model))
+    rows = runs.metrics(folder)
+    assert [(row["stage"], row["step"]) for row in rows] == [
+        *(("adversarial", step) for step in (1, 2, 3)),
+        *(("independent", step) for step in (1, 2)),
+        *(("seqkd", step) for step in (1, 2, 3)),
+        *(("warmup", step) for step in (1, 2, 3)),
+    ]
+    first = rows[0]
+    assert first["student/kl_to_reference"] == pytest.approx(0.0, abs=1e-6)
+    assert first["rollout/logp_gap"] < 1e-4
+    assert all(math.isfinite(row["student/grad_norm"]) for row in rows if "student/grad_norm" in row)
+    figures = runs.figures(folder)
+    assert {row["student"] for row in figures} == {"base", "seqkd", "gad"}
+    assert {row["set"] for row in figures} == {"held_out", "out_of_distribution"}
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "</html>" in report
+    assert (folder / "student" / "model.safetensors").exists()
+
+
+def test_the_exported_student_is_the_one_that_was_evaluated(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = tiny.save(tmp_path / "model")
+    folder = runs.run(runs.run_config(tmp_path, model))
+    student = AutoModelForCausalLM.from_pretrained(folder / "student")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+    base = AutoModelForCausalLM.from_pretrained(model)
+    codec = tiny.codec(max_reply_tokens=48)
+    row = json.loads((folder / "replies/gad/held_out@greedy.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    prompt = Prompt.from_text(row["id"], row["prompt"][0]["content"])
+    ids = tokenizer.apply_chat_template(
+        [message.as_dict() for message in prompt.messages], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    assert tuple(ids[0].tolist()) == codec.prompt_ids(prompt)
+    out = student.generate(ids, do_sample=False, max_new_tokens=48, eos_token_id=256, pad_token_id=256)
+    assert codec.text(tuple(out[0, ids.shape[1] :].tolist())) == row["completion"]
+    moved = (student.model.layers[0].mlp.up_proj.weight - base.model.layers[0].mlp.up_proj.weight).abs().max()
+    assert moved > 1e-5
+
+
+def test_two_runs_with_one_seed_have_the_same_log_and_figures(tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model")
+    folders = [runs.run(runs.run_config(tmp_path, model, name=name)) for name in ("one", "two")]
+    assert runs.metrics(folders[0]) == runs.metrics(folders[1])
+    assert runs.figures(folders[0]) == runs.figures(folders[1])
+    other = runs.run(runs.run_config(tmp_path, model, name="three", seed=1))
+    assert runs.metrics(other) != runs.metrics(folders[0])
+
+
+class StopAfter(StopRequest):
+    """Asks for a stop when it has been looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+        super().__init__()
+
+    @property  # type: ignore[override]
+    def signal_number(self) -> int | None:
+        self._looks -= 1
+        return 15 if self._looks < 0 else None
+
+    @signal_number.setter
+    def signal_number(self, value: int | None) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_run_stopped_at_every_turn_ends_as_one_that_never_was(tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model")
+    whole = runs.run(runs.run_config(tmp_path, model, name="whole"))
+    config = runs.run_config(tmp_path, model, name="stopped")
+    stops = 0
+    while True:
+        try:
+            runs.run(config, StopAfter(looks=2))
+            break
+        except Interrupted as stop:
+            assert stop.exit_code == 143
+            stops += 1
+    assert stops > 8
+    folder = config.folder
+    assert runs.metrics(folder) == runs.metrics(whole)
+    assert runs.figures(folder) == runs.figures(whole)
+    for stage in ("seqkd", "warmup", "adversarial", "independent"):
+        ours, theirs = (find(run / "checkpoints", stage)[0] for run in (folder, whole))
+        for file in sorted(theirs.path.glob("*.safetensors")):
+            assert (ours.path / file.name).read_bytes() == file.read_bytes()
+    for file in sorted((whole / "replies").rglob("*.jsonl")):
+        assert (folder / file.relative_to(whole)).read_bytes() == file.read_bytes()
+
+
+ARMS = {
+    "frozen discriminator": {"on_policy_discriminator": False},
+    "cross-entropy discriminator": {"discriminator_loss": {"kind": "cross_entropy"}},
+    "least squares": {"discriminator_loss": {"kind": "least_squares"}},
+    "std-scaled": {"advantages": {"kind": "std_scaled"}},
+    "batch-scaled": {"advantages": {"kind": "batch_scaled"}},
+    "leave one out": {"advantages": {"kind": "leave_one_out"}},
+    "reinforce": {"policy_loss": {"kind": "reinforce"}},
+    "constant length": {"policy_loss": {"kind": "constant_length"}},
+    "sequence ratio": {"policy_loss": {"kind": "sequence_ratio"}},
+    "kl in the reward": {"kl": {"weight": 0.1, "estimator": "k1", "place": "reward"}},
+    "mixed cross-entropy": {"cross_entropy_weight": 0.5, "sampling": {"temperature": 0.7}},
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_trains(arm: str, tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model")
+    base = runs.run_config(tmp_path, model).model_dump()["adversarial"]
+    config = runs.run_config(
+        tmp_path, model, seqkd=None, adversarial={**base, **ARMS[arm]}, evaluation={"max_prompts": 2}
+    )
+    from gad.folder import opened
+    from gad.pipeline import Pipeline
+    from gad.progress import Lines
+
+    with opened(config) as folder:
+        pipeline = Pipeline(config, Lines(), StopRequest())
+        for stage in (pipeline.collect, pipeline.warmup, pipeline.adversarial):
+            stage()
+    rows = [row for row in runs.metrics(folder) if row["stage"] == "adversarial"]
+    assert len(rows) == 3
+    assert all(math.isfinite(row["student/loss"]) and row["student/grad_norm"] > 0 for row in rows)
+    assert ("discriminator/grad_norm" in rows[0]) is (arm != "frozen discriminator")
+    assert ("student/cross_entropy" in rows[0]) is (arm == "mixed cross-entropy")
+
+
+@pytest.mark.parametrize("who", ["student", "discriminator"])
+def test_a_warm_up_of_one_alone(who: str, tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model")
+    base = runs.run_config(tmp_path, model).model_dump()
+    config = runs.run_config(tmp_path, model, warmup={**base["warmup"], "phases": [{"train": who, "steps": 2}]})
+    rows = [row for row in runs.metrics(runs.run(config)) if row["stage"] == "warmup"]
+    assert [("student/cross_entropy" in row, "discriminator/loss" in row) for row in rows] == (
+        [(who == "student", who == "discriminator")] * 2
+    )
+
+
+def test_full_tuning_with_a_discriminator_of_another_size_and_tokenizer(tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model", "qwen2")
+    other = tiny.save(tmp_path / "other", "gemma2")
+    config = runs.run_config(
+        tmp_path,
+        model,
+        student={"model": str(model), "dtype": "bfloat16", "tuning": {"kind": "full"}},
+        discriminator={"kind": "own", "model": str(other), "dtype": "float32", "tuning": {"kind": "lora", "rank": 2}},
+    )
+    folder = runs.run(config)
+    rows = [row for row in runs.metrics(folder) if row["stage"] == "adversarial"]
+    assert rows[0]["student/kl_to_reference"] == pytest.approx(0.0, abs=1e-3)
+    assert rows[-1]["student/kl_to_reference"] > 0
+    assert {row["student"] for row in runs.figures(folder)} == {"base", "seqkd", "gad"}
+
+
+def test_the_checkpoint_is_chosen_by_a_named_figure(tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model")
+    base = runs.run_config(tmp_path, model).model_dump()
+    choice = {"metric": "preference", "min_length_ratio": 0.01, "max_length_ratio": 100.0}
+    config = runs.run_config(
+        tmp_path,
+        model,
+        evaluation={**base["evaluation"], "checkpoint": choice},
+        checkpoints={"every_steps": 1, "keep_last": 3},
+    )
+    folder = runs.run(config)
+    chosen = json.loads((folder / "choice.json").read_text(encoding="utf-8"))
+    assert chosen["last"] == "adversarial-3"
+    assert chosen["chosen"] in {"adversarial-1", "adversarial-2", "adversarial-3"}
+    assert "preference" in chosen["reason"]
