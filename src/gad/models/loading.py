@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
@@ -53,6 +55,8 @@ def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> PreTra
     source = resolve(reference)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+            raise ValueError("it has no vocabulary")  # what transformers makes of a folder without tokenizer files
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"{reference}: no usable tokenizer ({_first_line(error)}); save one into the folder with "
@@ -66,21 +70,25 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model with the attention of `gad.models.attention`, in evaluation mode (no dropout).
 
-    Raises ModelError where the folder or name cannot be loaded.
+    Raises ModelError where the folder or name cannot be loaded, or weights are missing: they would be random.
     """
     source = resolve(reference)
     transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
+        pair: Any = AutoModelForCausalLM.from_pretrained(
             source,
+            output_loading_info=True,
             config=config.get_text_config() if hasattr(config, "text_config") else config,
             dtype=dtype,
             attn_implementation=IMPLEMENTATION,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+        model, found = pair
+        if found["missing_keys"]:
+            raise ValueError(f"{len(found['missing_keys'])} weights are missing, such as {min(found['missing_keys'])}")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{reference}: cannot be loaded as a causal language model ({_first_line(error)}); "
             "give a folder with config.json and *.safetensors, or the name of a model on the Hugging Face hub"
@@ -125,7 +133,7 @@ def _converted(gguf: Path) -> Path:
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.bfloat16,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, struct.error) as error:
             raise ModelError(f"{gguf}: not a GGUF model that transformers can read ({_first_line(error)})") from error
         with atomic_directory(target) as folder:
             model.save_pretrained(folder)
