@@ -102,6 +102,60 @@ def _need_training_packages() -> None:
         raise MissingExtra("training and sampling", "train")
 
 
+@app.callback(invoke_without_command=True)
+def about(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from gad import __version__
+
+        typer.echo(f"gad {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it.")] = Path("run.yaml"),
+    preset: Annotated[str, typer.Option(help="The recipe to begin with; `--list` names them.")] = "start",
+    list_presets: Annotated[bool, typer.Option("--list", help="Name the recipes and leave.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Write a commented run file.
+
+    Examples: `gad init`, `gad init big.yaml --preset single-gpu-lora`, `gad init --list`
+    """
+    with errors_as_messages():
+        from gad import presets
+
+        if list_presets:
+            for name in presets.names():
+                typer.echo(name)
+            return
+        presets.write(file, preset, force=force)
+        typer.echo(f"wrote {file}; next: gad plan {file}")
+
+
+@app.command()
+def plan(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Check a run file and its data and print every number that follows. Computes nothing, touches no network.
+
+    Example: `gad plan run.yaml adversarial.batch_size=64`
+    """
+    with errors_as_messages():
+        config = _config(run_file, overrides)
+        from rich.console import Console
+        from rich.table import Table
+
+        from gad.plan import derive
+
+        table = Table(title=f"{config.name}: {config.folder}", title_justify="left", show_header=False, box=None)
+        for section, lines in derive(config):
+            table.add_row(f"[bold]{section}[/bold]")
+            for what, value in lines:
+                table.add_row(f"  {what}", value)
+        Console().print(table)
+
+
 @app.command()
 def run(run_file: RunFile, overrides: Overrides = None) -> None:
     """Every stage in turn. Run it again after any stop and it goes on where it was.
@@ -109,6 +163,22 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
     Example: `gad run recipes/quickstart.yaml adversarial.steps=4`
     """
     _stages(run_file, overrides, lambda pipeline: pipeline.run())
+
+
+@app.command()
+def collect(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Recorded teacher texts into the run folder: read, filtered, checked for leaks.
+
+    Example: `gad collect run.yaml data.on_bad_rows=skip`
+    """
+    with errors_as_messages():
+        config = _config(run_file, overrides)
+        from gad.folder import opened
+        from gad.progress import progress
+        from gad.stages.collect import collect as collect_texts
+
+        with opened(config) as folder:
+            collect_texts(config, folder, progress())
 
 
 @app.command()
@@ -154,3 +224,82 @@ def evaluate(run_file: RunFile, overrides: Overrides = None) -> None:
     Example: `gad evaluate run.yaml`
     """
     _stages(run_file, overrides, lambda pipeline: pipeline.evaluate())
+
+
+@app.command()
+def report(run_file: RunFile, overrides: Overrides = None) -> None:
+    """One HTML file about the run, from whatever is there so far.
+
+    Example: `gad report run.yaml`
+    """
+    with errors_as_messages():
+        config = _config(run_file, overrides)
+        from gad.errors import RunFolderError
+        from gad.report import write_report
+
+        if not config.folder.is_dir():
+            raise RunFolderError(f"{config.folder}: no such run folder; `gad run {run_file}` makes it")
+        typer.echo(write_report(config.folder))
+
+
+@app.command()
+def export(
+    run_file: RunFile,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet.")],
+    overrides: Overrides = None,
+    push: Annotated[str | None, typer.Option(metavar="REPO", help="Upload it to the Hugging Face hub as well.")] = None,
+) -> None:
+    """The chosen student as an ordinary Hugging Face folder, with a model card.
+
+    Examples: `gad export run.yaml my-student`, `gad export run.yaml my-student --push me/my-student`
+    """
+
+    def write(pipeline: Pipeline) -> None:
+        from gad.errors import ConfigError
+
+        if directory.exists():
+            raise ConfigError(f"{directory} exists: give a folder that does not, or remove it")
+        typer.echo(pipeline.export(directory))
+        if push is not None:
+            from gad.publish import upload
+
+            typer.echo(upload(directory, push))
+
+    _stages(run_file, overrides, write)
+
+
+@app.command()
+def arena(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    port: Annotated[int | None, typer.Option(help="Port on 127.0.0.1; free choice without.")] = None,
+    export_to: Annotated[Path | None, typer.Option("--export", help="Write one HTML file for a rater.")] = None,
+    take_in: Annotated[Path | None, typer.Option("--import", help="Take in a rater's votes.")] = None,
+) -> None:
+    """Compare replies blind, on a page at 127.0.0.1.
+
+    Examples: `gad arena run.yaml`, `gad arena run.yaml --export sheet.html`, `gad arena run.yaml --import votes.json`
+    """
+    with errors_as_messages():
+        config = _config(run_file, overrides)
+        from gad import arena as pages
+
+        if export_to is not None:
+            typer.echo(pages.export(config.folder, export_to))
+        elif take_in is not None:
+            done = pages.import_votes(config.folder, take_in)
+            typer.echo(f"{done.added} votes of {done.rater} taken in, {done.already} were there already")
+        else:
+            pages.serve(config.folder, port=port)
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, what is missing and how to get it.
+
+    Example: `gad doctor`
+    """
+    from gad.doctor import findings
+
+    for line in findings():
+        typer.echo(line)

@@ -62,14 +62,7 @@ class Pipeline:
 
     def collect(self) -> None:
         """Recorded texts into the run folder."""
-        if (self.folder / collect.ORIGINS).exists():
-            return
-        origins = collect.import_texts(self.config.data, self.folder, seed=self.config.seed)
-        for name, origin in origins["sets"].items():
-            left_out = sum(reason["count"] for reason in origin["dropped"])
-            self._progress.say(f"{name}: {origin['prompts']} prompts, {left_out} rows left out")
-        if origins["leaks"]:
-            self._progress.say(f"near-duplicates across sets: {len(origins['leaks'])}, listed in the report")
+        collect.collect(self.config, self.folder, self._progress)
 
     def seqkd(self) -> None:
         """The control."""

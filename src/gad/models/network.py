@@ -7,6 +7,7 @@ Every role (student, discriminator, reference, the evaluation's independent disc
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -59,7 +60,10 @@ class Network:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self._peft is None:
-                self._peft = get_peft_model(self._model, config, adapter_name=name)
+                with warnings.catch_warnings():
+                    # peft 0.21 asks transformers for a name that transformers 5.23 has deprecated
+                    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+                    self._peft = get_peft_model(self._model, config, adapter_name=name)
             else:
                 self._peft.add_adapter(name, config)
         for layer in self._lora_layers():

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gad.config.data import DataConfig
+from gad.config.run import RunConfig
 from gad.data import LoadedSet, load_data
 from gad.errors import RunFolderError
+from gad.progress import Progress
 from gad.records import Example, Message, Prompt, TeacherReply
 from gad.storage import read_jsonl, write_json, write_jsonl
 
@@ -34,9 +36,22 @@ def import_texts(config: DataConfig, folder: Path, *, seed: int) -> dict[str, An
     origins = {
         "sets": {"train": _origin(sets.train), **{name: _origin(loaded) for name, loaded in measured.items()}},
         "leaks": [asdict(leak) for leak in sets.leaks],
+        "teachers": sorted({reply.model for example in sets.train.examples for reply in example.replies}),
     }
     write_json(folder / ORIGINS, origins)
     return origins
+
+
+def collect(config: RunConfig, folder: Path, progress: Progress) -> None:
+    """Import the run's texts, once, and say what was left out."""
+    if (folder / ORIGINS).exists():
+        return
+    origins = import_texts(config.data, folder, seed=config.seed)
+    for name, origin in origins["sets"].items():
+        left_out = sum(reason["count"] for reason in origin["dropped"])
+        progress.say(f"{name}: {origin['prompts']} prompts, {left_out} rows left out")
+    if origins["leaks"]:
+        progress.say(f"near-duplicates across sets: {len(origins['leaks'])}, listed in the report")
 
 
 def read_examples(path: Path) -> list[Example]:

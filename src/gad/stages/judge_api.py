@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
-from gad.config.judging import JudgeConfig, JudgeEndpoint, JudgingConfig, Pair, PairwiseJudge, PaperJudge
+from gad.config.judging import JudgeApi, JudgeConfig, JudgingConfig, Pair, PairwiseJudge, PaperJudge
 from gad.errors import RunFolderError
 from gad.judging.asking import Respondent
 from gad.judging.pairwise import RUBRIC, PairwiseComparison
@@ -30,9 +30,12 @@ from gad.storage import JsonlWriter, Row, keep_rows, read_jsonl, write_json
 
 VERDICTS = "verdicts"
 REFERENCES = "references"
+LEDGERS = "judges"
 FIGURES = "judging.json"
 
 Replies = Mapping[str, GeneratedReply]
+MakeRespondent = Callable[[JudgeApi, Path, StopRequest], Respondent]
+"""From a model's config, the folder of its ledger, and the stop to heed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +71,15 @@ def read_comparison(
 
 
 def build_judge(
-    config: JudgeConfig, folder: Path, respondent: Callable[[JudgeEndpoint], Respondent] | None = None
+    config: JudgeConfig, folder: Path, stop: StopRequest, respondent: MakeRespondent | None = None
 ) -> Judge:
-    """The judge that a config names; `respondent` makes what answers, an endpoint if not given."""
-    answering = (respondent or _endpoint)(config.endpoint)
+    """The judge that a config names; its ledger lies in `judges/<name>/`. `respondent` makes what answers."""
+    answering = (respondent or _endpoint)(config.api, folder / LEDGERS / config.name, stop)
     match config:
         case PaperJudge():
             return ReferenceScoring(
                 config.name,
-                config.endpoint.model,
+                config.api.model,
                 answering,
                 references_path(folder, config.name),
                 config.max_reference_tokens,
@@ -85,7 +88,7 @@ def build_judge(
         case PairwiseJudge():
             return PairwiseComparison(
                 config.name,
-                config.endpoint.model,
+                config.api.model,
                 answering,
                 config.max_verdict_tokens,
                 config.rubric or RUBRIC,
@@ -104,7 +107,7 @@ def judge_all(
     seed: int,
     progress: Progress,
     stop: StopRequest,
-    respondent: Callable[[JudgeEndpoint], Respondent] | None = None,
+    respondent: MakeRespondent | None = None,
 ) -> dict[str, Any]:
     """Every judge on every comparison; writes `judging.json` and returns it. What was judged before is kept.
 
@@ -112,7 +115,7 @@ def judge_all(
     """
     for size in sorted({len(comparison.prompts) for comparison in comparisons}):
         progress.say(power_note(size))
-    judges = [build_judge(settings, folder, respondent) for settings in config.judges]
+    judges = [build_judge(settings, folder, stop, respondent) for settings in config.judges]
     figures = []
     for judge in judges:
         for comparison in _for_judge(judge, comparisons):
@@ -236,7 +239,7 @@ def _replies(path: Path, model: str) -> dict[str, GeneratedReply]:
     return {row["id"]: GeneratedReply.from_dict(row) for row in read_jsonl(path)}
 
 
-def _endpoint(settings: JudgeEndpoint) -> Respondent:
+def _endpoint(config: JudgeApi, folder: Path, stop: StopRequest) -> Respondent:
     from gad.judging.endpoint import EndpointRespondent
 
-    return EndpointRespondent(settings)
+    return EndpointRespondent(config, folder, stop)

@@ -151,11 +151,15 @@ def _figures(config: RunConfig, cell: Cell, teacher: Mapping[str, GeneratedReply
 def _length_ratio(cell: Cell, teacher: Mapping[str, GeneratedReply], *, seed: int, level: float) -> Estimate:
     """Mean tokens of the student's replies over the teacher's, not the mean of ratios: as the paper's tables.
 
-    The interval is that of the mean student length, relative to the teacher's mean length taken as given.
+    Percentile bootstrap by prompt: lengths that a limit cuts are nearly constant, where a studentised one explodes.
     """
-    mean = sum(teacher[key].tokens for key in cell.replies) / len(cell.replies)
-    lengths = [cell.values["length"][key] for key in cell.replies]
-    return statistics.bootstrap_mean(lengths, seed=seed, level=level).scaled(1.0 / mean)
+    import numpy as np
+
+    ours = np.array([reply.tokens for reply in cell.replies.values()], dtype=float)
+    theirs = np.array([teacher[key].tokens for key in cell.replies], dtype=float)
+    drawn = np.concatenate([w @ ours / (w @ theirs) for w in statistics.resampled_weights(len(ours), 2000, seed)])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(ours.sum() / theirs.sum()), float(low), float(high), len(ours))
 
 
 def _row(cell: Cell, name: str, estimate: Estimate) -> dict[str, Any]:
