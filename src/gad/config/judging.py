@@ -4,46 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from gad.config.base import Section
 from gad.config.data import Source
+from gad.config.teacher import ApiConfig, ReplySampling
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Published = Literal["lmsys", "dolly", "selfinst", "vicuna"]
 
 
-class JudgeEndpoint(Section):
-    """An OpenAI-compatible endpoint: a provider's, or a server on this machine."""
+class JudgeSampling(ReplySampling):
+    """How a judge's answers are drawn."""
 
-    model: Annotated[str, Field(min_length=1)]
-    """As the endpoint names it. The paper's judge is GPT-4o."""
-    base_url: str = "https://api.openai.com/v1"
-    """A local judge: e.g. http://127.0.0.1:8080/v1."""
-    api_key_env: str | None = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key; null where the endpoint needs none."""
     temperature: NonNegativeFloat | None = 0.0
-    """0 for a verdict that can be repeated; null leaves it out, for models that refuse the parameter."""
-    concurrency: PositiveInt = 8
-    """Questions that are under way at once. Lower it for a server of your own, raise it as your rate limit allows."""
-    timeout_seconds: PositiveFloat = 120.0
-    """Of one question; a local model on a CPU may need more."""
-    max_retries: NonNegativeInt = 5
-    """Of a question that failed on the way (rate limit, server error), with growing pauses."""
-    usd_per_million_input: NonNegativeFloat = 0.0
-    """Price, for cost and cap. 0, the default, is a local model's; fill in your provider's."""
-    usd_per_million_output: NonNegativeFloat = 0.0
-    """As `usd_per_million_input`, of what the model writes."""
-    max_usd: PositiveFloat | None = None
-    """Stop before a question that could take the cost of this run above so much. Needs the prices."""
+    """0 for a verdict that can be repeated. null leaves it to the provider: reasoning models insist on that."""
 
-    @model_validator(mode="after")
-    def _cap_needs_prices(self) -> JudgeEndpoint:
-        if self.max_usd is not None and self.usd_per_million_input + self.usd_per_million_output == 0.0:
-            raise ValueError(
-                f"max_usd={self.max_usd} without prices caps nothing: set usd_per_million_input and _output"
-            )
-        return self
+
+class JudgeApi(ApiConfig):
+    """The model that judges: any OpenAI-compatible endpoint, as a teacher's. The paper's judge is GPT-4o.
+
+    A server of your own: `endpoint: {base_url: http://127.0.0.1:8080/v1, api_key_env: null}`.
+    """
+
+    sampling: JudgeSampling = JudgeSampling()
 
 
 class PaperJudge(Section):
@@ -52,7 +36,7 @@ class PaperJudge(Section):
     kind: Literal["paper"] = "paper"
     name: Name = "paper"
     """Folder of its verdicts."""
-    endpoint: JudgeEndpoint
+    api: JudgeApi
     max_reference_tokens: PositiveInt = 1536
     """The paper's limit for replies."""
     max_verdict_tokens: PositiveInt = 512
@@ -65,7 +49,7 @@ class PairwiseJudge(Section):
     kind: Literal["pairwise"] = "pairwise"
     name: Name = "pairwise"
     """Folder of its verdicts."""
-    endpoint: JudgeEndpoint
+    api: JudgeApi
     orders: Literal["both", "one"] = "both"
     """`one` halves the cost; a side is then drawn for each prompt, and position bias cannot be told."""
     verdict: Literal["auto", "parsed"] = "auto"

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 MATCHED_RATIO = 1.25
 """Replies whose lengths differ by less than this factor count as of matched length."""
-_SLOPE_RIDGE = 0.01
-"""Prior precision of the length slope: one of 10 is one standard deviation, so a judge that goes by length alone keeps
-a finite slope while an ordinary slope (0 to 3) is left alone. At 1.0 such a judge still got .64 instead of .5 where
-80% of the replies were longer (n = 60); at 0.01 it gets .52 (.56 where 95% were)."""
+_SLOPE_RIDGE = 0.0003
+"""Prior precision of the length slope, so that a judge that goes by length alone keeps a finite one; ordinary slopes
+(0 to 3) do not feel it. At 0.01 such a judge still got .66 where 80% of the replies were longer, at 0.0003 it gets .56
+(.5 is right), with an interval that says how little verdicts by length alone tell of replies of equal length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,8 @@ def length_controlled_preference(
 
     preference ~ sigmoid(quality + slope * tanh(d / sd(d))), d = first reply's length - second's; the figure is
     sigmoid(quality). Their terms for the difficulty of an instruction and for other models need many models at once and
-    are left out. Interval: bootstrap over prompts. The strata beside it assume no model at all.
+    are left out. Interval: bootstrap over prompts, and over the outcome of one unseen prompt with equally long replies,
+    so that it is wide where no such prompt was judged. The strata beside it assume no model at all.
     preferences, lengths, other_lengths: prompt id -> preference of the first reply, and the lengths (any one unit).
     """
     import numpy as np
@@ -129,13 +130,17 @@ def length_controlled_preference(
     y_P = np.array([preferences[key] for key in keys], dtype=np.float64)
     differences_P = np.array([float(lengths[key]) - float(other_lengths[key]) for key in keys])
     raw = bootstrap_mean(y_P.tolist(), seed=seed, level=level)
-    deviation = float(differences_P.std())
-    x_P = np.tanh(differences_P / deviation) if deviation > 0.0 else np.zeros_like(differences_P)
-    quality, slope = (float(value) for value in _fit(x_P, y_P, np.ones((1, len(keys))))[0])
+    scale = float(differences_P.std()) or float(np.abs(differences_P).max()) or 1.0
+    x_P = np.tanh(differences_P / scale)
+    quality, slope = (float(value) for value in _fit(x_P, y_P, np.ones((1, len(keys))), np.array([0.5]))[0])
     controlled = _sigmoid(quality)
     low, high = -math.inf, math.inf
     if len(keys) > 2:
-        drawn = [_fit(x_P, y_P, weights_RP)[:, 0] for weights_RP in resampled_weights(len(keys), resamples, seed)]
+        unseen = np.random.default_rng([seed, 1])
+        drawn = [
+            _fit(x_P, y_P, weights_RP, unseen.integers(0, 2, len(weights_RP)).astype(np.float64))[:, 0]
+            for weights_RP in resampled_weights(len(keys), resamples, seed)
+        ]
         bounds = np.quantile(np.concatenate(drawn), [0.5 - level / 2.0, 0.5 + level / 2.0])
         low, high = (_sigmoid(quality + _small_sample(len(keys), level) * (float(b) - quality)) for b in bounds)
     strata: dict[str, list[float]] = {"shorter": [], "matched": [], "longer": []}
@@ -173,29 +178,35 @@ def _sigmoid(value: float) -> float:
     return 1.0 / (1.0 + math.exp(-max(-700.0, min(700.0, value))))
 
 
-def _fit(x_P: Floats, y_P: Floats, weights_RP: Floats, iterations: int = 50) -> Floats:
+def _fit(x_P: Floats, y_P: Floats, weights_RP: Floats, unseen_R: Floats, iterations: int = 100) -> Floats:
     """Intercept and slope [R, 2] of R weighted logistic regressions by Newton's method, steps of at most 3.
 
-    One pseudo-prompt with preference .5 at equal length keeps the intercept finite where every verdict is the same.
+    unseen_R: preference on one prompt more, with replies of equal length. It keeps the intercept finite where every
+    verdict is the same or goes by length alone.
     """
     import numpy as np
 
-    x_P = np.append(x_P, 0.0)
-    y_P = np.append(y_P, 0.5)
-    weights_RP = np.concatenate([weights_RP, np.ones((len(weights_RP), 1))], axis=1)
     theta_R2: Floats = np.zeros((len(weights_RP), 2))
     for _ in range(iterations):
-        p_RP = 1.0 / (1.0 + np.exp(-np.clip(theta_R2[:, :1] + theta_R2[:, 1:] * x_P, -30.0, 30.0)))
+        p_RP = _odds_to_share(theta_R2[:, :1] + theta_R2[:, 1:] * x_P)
+        p_R = _odds_to_share(theta_R2[:, 0])
         curvature_RP = weights_RP * p_RP * (1.0 - p_RP)
         residual_RP = weights_RP * (y_P - p_RP)
-        h00 = curvature_RP.sum(axis=1)
+        h00 = curvature_RP.sum(axis=1) + p_R * (1.0 - p_R)
         h01 = curvature_RP @ x_P
         h11 = curvature_RP @ x_P**2 + _SLOPE_RIDGE
-        g0 = residual_RP.sum(axis=1)
+        g0 = residual_RP.sum(axis=1) + unseen_R - p_R
         g1 = residual_RP @ x_P - _SLOPE_RIDGE * theta_R2[:, 1]
         determinant = np.maximum(h00 * h11 - h01**2, 1e-12)
         step_R2 = np.stack([(h11 * g0 - h01 * g1) / determinant, (h00 * g1 - h01 * g0) / determinant], axis=1)
         theta_R2 = theta_R2 + np.clip(step_R2, -3.0, 3.0)
-        if float(np.abs(step_R2).max()) < 1e-8:
+        if float(np.abs(step_R2).max()) < 1e-7:
             break
     return theta_R2
+
+
+def _odds_to_share(log_odds: Floats) -> Floats:
+    import numpy as np
+
+    share: Floats = 1.0 / (1.0 + np.exp(-np.clip(log_odds, -30.0, 30.0)))
+    return share

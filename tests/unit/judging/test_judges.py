@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from gad.config.judging import JudgeEndpoint, JudgingConfig, PairwiseJudge, PaperJudge
+from gad.config.judging import JudgeApi, JudgingConfig, PairwiseJudge, PaperJudge
 from gad.errors import Interrupted, RunFolderError, TeacherError
 from gad.judging.asking import Answer, NoAnswer, Question, ask
 from gad.judging.pairwise import PairwiseComparison
@@ -17,9 +17,9 @@ from gad.stages.judge_api import Comparison, build_judge, judge_all, judge_compa
 from gad.storage import read_jsonl
 from unit.judging.scripted import Scripted, Silent, choosing, coin, comparison, going_on
 
-ENDPOINT = JudgeEndpoint(model="script", api_key_env=None)
-PAIRWISE = JudgingConfig(judges=(PairwiseJudge(endpoint=ENDPOINT),))
-PAPER = JudgingConfig(judges=(PaperJudge(endpoint=ENDPOINT),))
+API = JudgeApi(model="script")
+PAIRWISE = JudgingConfig(judges=(PairwiseJudge(api=API),))
+PAPER = JudgingConfig(judges=(PaperJudge(api=API),))
 
 
 def run(config, folder, compared, respondent, progress=None):
@@ -30,7 +30,7 @@ def run(config, folder, compared, respondent, progress=None):
         seed=0,
         progress=progress or Silent(),
         stop=going_on(),
-        respondent=lambda settings: respondent,
+        respondent=lambda *_: respondent,
     )
 
 
@@ -149,8 +149,8 @@ def test_another_model_or_rubric_is_another_judge(tmp_path):
     texts, other = {"a": "x"}, {"a": "y"}
     for config in (
         PAIRWISE,
-        JudgingConfig(judges=(PairwiseJudge(endpoint=JudgeEndpoint(model="other", api_key_env=None)),)),
-        JudgingConfig(judges=(PairwiseJudge(endpoint=ENDPOINT, rubric="Shorter is better."),)),
+        JudgingConfig(judges=(PairwiseJudge(api=JudgeApi(model="other")),)),
+        JudgingConfig(judges=(PairwiseJudge(api=API, rubric="Shorter is better."),)),
     ):
         script = Scripted(choosing(coin(0)))
         run(config, tmp_path, comparison(texts, other), script)
@@ -233,7 +233,7 @@ def test_odds_are_used_where_given_in_both_orders(tmp_path):
 
 
 def test_one_order_alone_is_drawn_by_prompt(tmp_path):
-    config = JudgingConfig(judges=(PairwiseJudge(endpoint=ENDPOINT, orders="one"),))
+    config = JudgingConfig(judges=(PairwiseJudge(api=API, orders="one"),))
     texts = {str(i): "x" for i in range(60)}
     found = run(config, tmp_path, comparison(texts, texts), Scripted(choosing(lambda a, b: "A")))["figures"][0]
     assert found["verdicts"] == 60
@@ -263,7 +263,7 @@ def test_what_was_paid_for_survives_a_failure_in_the_middle(tmp_path):
 def test_a_stop_on_request_keeps_what_is_done(tmp_path):
     texts = {str(i): "x" for i in range(10)}
     compared, stop = comparison(texts, texts), going_on()
-    judge = build_judge(PAIRWISE.judges[0], tmp_path, lambda settings: Scripted(choosing(coin(0))))
+    judge = build_judge(PAIRWISE.judges[0], tmp_path, stop, lambda *_: Scripted(choosing(coin(0))))
     stop.signal_number = 15
     with pytest.raises(Interrupted):
         judge_comparison(tmp_path, judge, compared, progress=Silent(), stop=stop)

@@ -140,9 +140,9 @@ def test_length_controlled_fit_is_scikit_learns_logistic_regression():
         seed=0,
         resamples=10,
     )
-    rows = np.append(x, 0.0)[:, None]
+    rows = np.append(x, 0.0)[:, None]  # one unseen prompt, a tie
     shares = np.append(preferences, 0.5)
-    reference = LogisticRegression(C=1 / 0.01, tol=1e-10, max_iter=1000).fit(
+    reference = LogisticRegression(C=1 / 0.0003, tol=1e-10, max_iter=1000).fit(
         np.concatenate([rows, rows]), [1] * 81 + [0] * 81, sample_weight=np.concatenate([shares, 1 - shares])
     )
     assert found.slope == pytest.approx(reference.coef_[0, 0], abs=1e-5)
@@ -159,6 +159,15 @@ def test_equal_lengths_leave_the_raw_preference(study):
     assert found.shorter is None
     assert found.matched.n == n
     assert found.as_dict()["longer"] is None
+
+
+def test_where_every_reply_is_longer_by_the_same_nothing_is_known_of_equal_lengths():
+    verdicts = [Verdict(str(i), float(i % 5 > 0)) for i in range(100)]
+    found = controlled(verdicts, np.full(100, 130.0), np.full(100, 100.0))
+    assert found.raw.value == 0.8
+    assert found.controlled.low < 0.1
+    assert found.controlled.high > 0.9
+    assert found.matched is None
 
 
 def test_swapping_the_replies_mirrors_every_figure(study):
