@@ -239,7 +239,7 @@ class TeacherConfig(ApiConfig):
     accept_models: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Names (with * and ?) under which the provider may return the teacher; replies of other models are left out.
 
-    Without any: names that begin with `model` or end in it. Where no reply bears such a name, the endpoint has names
-    of its own (a deployment, a file), and every name is taken. The summary counts them either way.
+    Without any: `model` itself and its dated snapshots (gpt-4o-2024-08-06 for gpt-4o). Where no reply bears such a
+    name, the endpoint has names of its own (a deployment, a file), and every name is taken. The summary counts them.
     """
     batch: BatchSettings = BatchSettings()

@@ -38,6 +38,8 @@ class Book:
         """A reply arrived; it counts as had once this returns."""
         offset = await self._journal.record(reply_line(reply, work.sent, maybe), paid=True)
         self._ledger.note(work.key, State.REPLY, outcome=offset)
+        self._ledger.totals.replies += 1
+        self._ledger.totals.models[reply.model or "unknown"] += 1
 
     async def failure(self, work: Work, failure: Failure, usd: float, maybe: float, *, lasting: bool) -> None:
         """An attempt failed; lasting: it is not to be asked again."""

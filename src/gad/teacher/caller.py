@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,12 @@ from pathlib import Path
 from types import TracebackType
 
 from gad.config.teacher import ApiConfig
-from gad.errors import RunFolderError, TeacherError
-from gad.teacher.client import Exchange, OpenAIExchange, read_key
-from gad.teacher.dispatch import Desk, Dispatch
+from gad.errors import TeacherError
+from gad.teacher.client import Exchange, OpenAIExchange, key_in, needed_key
+from gad.teacher.desk import Desk
+from gad.teacher.dispatch import Dispatch
 from gad.teacher.ledger import Ledger, Totals
+from gad.teacher.ledger_file import disk_errors
 from gad.teacher.money import Bill, PriceList, Purse, prices_of
 from gad.teacher.requests import ApiRequest, Outcome
 from gad.teacher.secrets import Scrubber
@@ -60,13 +61,13 @@ class ApiCaller:
     ) -> None:
         self.config = config
         self.prices: PriceList = prices_of(config)
-        self._key = read_key(config.endpoint.api_key_env)
+        self._key = key_in(config.endpoint.api_key_env)
         self._exchange = exchange
         self._stop, self._watch = stop, watch
         self.scrub = Scrubber(self._key)
         per_reply = _BYTES_PER_REPLY + _BYTES_PER_TOKEN * config.sampling.max_tokens
         reserve = min(_MOST_RESERVE, config.limits.concurrency * per_reply)
-        with _disk_errors(folder):
+        with disk_errors(folder):
             self.ledger = Ledger(folder, reserve=reserve, read_also=read_also, lock_also=lock_also)
         totals = self.ledger.totals
         cap = None if config.max_cost_usd is None else config.max_cost_usd * share
@@ -101,7 +102,7 @@ class ApiCaller:
             ledger=self.ledger,
             purse=self.purse,
             prices=self.prices,
-            exchange=self._exchange or OpenAIExchange(self.config, self._key),
+            exchange=self._exchange or OpenAIExchange(self.config, needed_key(self.config.endpoint.api_key_env)),
             scrub=self.scrub,
             emit=arrived.put,
             backlog=arrived.qsize,
@@ -111,7 +112,7 @@ class ApiCaller:
 
         def work() -> None:
             try:
-                with _disk_errors(self.ledger.folder):
+                with disk_errors(self.ledger.folder):
                     asyncio.run(_run(desk, requests, retry_failed, abandon, close=self._exchange is None))
             except BaseException as error:
                 arrived.put(_End(error))
@@ -165,21 +166,3 @@ async def _run(
         watching.cancel()
         if close:
             await desk.exchange.close()
-
-
-class _disk_errors:  # noqa: N801
-    """Turns what a full or failing disk raises into RunFolderError."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if isinstance(error, OSError) or (isinstance(error, sqlite3.Error) and "full" in str(error)):
-            text = getattr(error, "strerror", None) or str(error)
-            raise RunFolderError(
-                f"{self._folder}: {text}. Replies that are in the ledger are safe; make room and run the same command "
-                "again to go on"
-            ) from error

@@ -42,12 +42,17 @@ class Exchange(Protocol):
     async def close(self) -> None: ...
 
 
-def read_key(variable: str | None) -> str | None:
-    """The key in an environment variable. Raises ConfigError where it is not set."""
+def key_in(variable: str | None) -> str | None:
+    """The key in an environment variable; None where there is none."""
+    return (os.environ.get(variable, "").strip() or None) if variable is not None else None
+
+
+def needed_key(variable: str | None) -> str | None:
+    """As `key_in`. Raises ConfigError where one is needed and not set."""
+    key = key_in(variable)
     if variable is None:
         return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
+    if key is None:
         raise ConfigError(
             f"the API key is expected in the environment variable {variable}, which is not set: export it, or set "
             "endpoint.api_key_env to null for an endpoint that needs none"

@@ -6,22 +6,20 @@ import asyncio
 import heapq
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from gad.config.teacher import ApiConfig
 from gad.errors import GadError, TeacherError
 from gad.teacher.book import Book
-from gad.teacher.client import Exchange, address
+from gad.teacher.client import address
+from gad.teacher.desk import Desk
 from gad.teacher.failures import Failure, Next, of_malformed
 from gad.teacher.index import State
-from gad.teacher.ledger import Ledger
 from gad.teacher.limits import Pace, Ticket
-from gad.teacher.money import PriceList, Purse, too_expensive
+from gad.teacher.money import too_expensive
 from gad.teacher.reading import Guess, Work, reply_of, work_of
 from gad.teacher.requests import ApiRequest, GivenUp, Outcome, Reply
-from gad.teacher.secrets import Scrubber
 from gad.teacher.watching import Snapshot, Watcher
 from gad.teacher.wire import Malformed, key_of, read_body
 
@@ -34,22 +32,6 @@ _ATTEMPTS_TO_REACH = 4
 """Of the first request of a run, where the endpoint cannot be reached at all."""
 _BACKLOG = 5000
 """Outcomes that wait for the caller before nothing more is sent."""
-
-
-@dataclass
-class Desk:
-    """What the dispatcher works with."""
-
-    config: ApiConfig
-    ledger: Ledger
-    purse: Purse
-    prices: PriceList
-    exchange: Exchange
-    scrub: Scrubber
-    emit: Callable[[Outcome], None]
-    backlog: Callable[[], int]
-    stop: Callable[[], bool]
-    watch: Callable[[Snapshot], None]
 
 
 @dataclass
@@ -90,7 +72,7 @@ class Dispatch:
                 self._error = self._error or error
             while self._tasks:
                 await self._wait(_POLL_SECONDS)
-            if self._error is None:
+            if not self._ending():
                 await self._settle_doubtful(at_end=True)
         finally:
             for task in self._tasks:

@@ -6,7 +6,7 @@ import asyncio
 import errno
 from dataclasses import dataclass
 
-from gad.teacher.ledger import LedgerFile
+from gad.teacher.ledger_file import LedgerFile
 from gad.teacher.secrets import Scrubber
 
 _GATHER_SECONDS = 0.02

@@ -7,23 +7,22 @@ again, written down as possibly paid, and asked again.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gad.errors import RunFolderError
-from gad.storage import JsonlWriter, lock
+from gad.storage import lock
 from gad.teacher.index import FILE, Entry, Index, State
+from gad.teacher.ledger_file import LedgerFile
 from gad.teacher.lines import HEAD, MODEL, VERSION, failed_line, read_given_up, read_reply, read_request
 from gad.teacher.requests import ApiRequest, GivenUp, Outcome, Reply
 
 LEDGER = "ledger.jsonl"
-RESERVE = ".reserve"
 _STATES = {
     b"sent": State.UNDER_WAY,
     b"batched": State.IN_BATCH,
@@ -37,7 +36,10 @@ _CHUNK = 100_000
 
 @dataclass
 class Totals:
-    """Sums over all files. models: replies by the name that the provider gave. lost: requests found under way now."""
+    """Sums over all files. spent, maybe, lost: as found when the ledger was opened; lost: found under way then.
+
+    replies, models (replies by the name that the provider gave): kept up to date.
+    """
 
     spent: float = 0.0
     maybe: float = 0.0
@@ -45,76 +47,6 @@ class Totals:
     models: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     lost_usd: float = 0.0
-
-
-class LedgerFile:
-    """Appends whole lines. A failed write leaves the file as it was.
-
-    reserve: bytes kept in a file beside it, given free when the disk is full, so that replies which are paid for and
-    under way still find room.
-    """
-
-    def __init__(self, path: Path, reserve: int) -> None:
-        self.path = path
-        with JsonlWriter(path, durable=True) as writer:
-            if path.stat().st_size == 0:
-                writer.append({"gad_ledger": VERSION, "created": round(time.time(), 3)})
-        sync_folder(path.parent)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-        self.size = os.fstat(self._descriptor).st_size
-        self._reserve = path.with_name(RESERVE)
-        _allocate(self._reserve, reserve)
-
-    def write(self, data: bytes) -> int:
-        """Append; returns the offset. Not on disk before `sync`."""
-        offset, view = self.size, memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-        except OSError:
-            os.ftruncate(self._descriptor, offset)
-            raise
-        self.size += len(data)
-        return offset
-
-    def sync(self) -> None:
-        os.fsync(self._descriptor)
-
-    def free_reserve(self) -> bool:
-        """Whether there was one to give free."""
-        had = self._reserve.exists()
-        self._reserve.unlink(missing_ok=True)
-        return had
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-        self._reserve.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _allocate(path: Path, size: int) -> None:
-    path.unlink(missing_ok=True)
-    if size == 0:
-        return
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        path.unlink()
-        raise RunFolderError(
-            f"{path.parent}: {error.strerror}; {size / 2**20:.0f} MiB are needed to keep replies safe that are under "
-            "way when the disk fills up. Free some space, or set runs_dir to another disk"
-        ) from error
-    finally:
-        os.close(descriptor)
 
 
 class Ledger:
@@ -249,14 +181,17 @@ class Ledger:
         number, offset = divmod(place, FILE)
         return _row(self._reading[number], self._files[number], offset)
 
-    def given_up(self) -> Iterator[GivenUp]:
-        """Everything given up, in the order of the keys."""
-        for _, entry in self.index.in_state(State.GIVEN_UP):
-            yield read_given_up(self._at(entry.outcome))
+    def given_up_of(self, entry: Entry) -> GivenUp:
+        """Why a key that was given up was, from disk."""
+        return read_given_up(self._at(entry.outcome))
 
     def reply(self, entry: Entry) -> Reply:
         """The reply of a key that has one, from disk."""
-        return read_reply(self._at(entry.outcome))
+        return self.reply_at(entry.outcome)
+
+    def reply_at(self, place: int) -> Reply:
+        """The reply at a place."""
+        return read_reply(self._at(place))
 
 
 def _check_header(path: Path, line: bytes) -> int:
