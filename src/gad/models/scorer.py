@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from gad.errors import ModelError
 from gad.layouts import TokenBatch, TokenGroup
 from gad.models.forward import hidden_states
 from gad.models.network import Member
@@ -71,5 +72,9 @@ class Scorer:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take weights that `state` gave. Raises ModelError where names or shapes differ."""
+        head_H = state.get(HEAD)
+        if head_H is None or head_H.shape != self.head_H.shape:
+            found = "none" if head_H is None else f"one of shape {tuple(head_H.shape)}"
+            raise ModelError(f"{HEAD}: {tuple(self.head_H.shape)} is wanted, found {found}; this is another model's")
         self.member.load({name: tensor for name, tensor in state.items() if name != HEAD})
-        self.head_H.data.copy_(state[HEAD])
+        self.head_H.data.copy_(head_H)
