@@ -13,7 +13,7 @@ held the truth):
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -162,9 +162,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def agreement(
-    first: Mapping[Hashable, float], second: Mapping[Hashable, float], *, seed: int, level: float = 0.95
-) -> Agreement:
+def agreement(first: Mapping[Any, float], second: Mapping[Any, float], *, seed: int, level: float = 0.95) -> Agreement:
     """Raw agreement and Cohen's kappa of two judges' preferences per prompt, read as win, tie or loss.
 
     first, second: prompt id -> preference in [0, 1]; above, at or below .5. Works for any two of: a judge, people,

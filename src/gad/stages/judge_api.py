@@ -21,9 +21,10 @@ from gad.judging.preference import (
     win_rate,
 )
 from gad.judging.statistics import detectable_points, prompts_needed
+from gad.judging.tables import Cell, agreement_table, paired_table
 from gad.judging.verdicts import REFERENCE, Case, Judge, verdict_of
 from gad.progress import Progress
-from gad.records import GeneratedReply, Prompt
+from gad.records import GeneratedReply, Prompt, Verdict
 from gad.seeds import stable_seed
 from gad.signals import StopRequest
 from gad.storage import JsonlWriter, Row, keep_rows, read_jsonl, write_json
@@ -57,6 +58,14 @@ class Comparison:
                     f"{name} has no reply to {len(missing)} of {len(self.prompts)} prompts of {self.set_name}, "
                     f"e.g. {missing[0]}: run `gad generate` to write them"
                 )
+
+
+def pairs_of(config: JudgingConfig, students: Sequence[str]) -> tuple[Pair, ...]:
+    """The config's pairs, or the last student against the teacher and against each other student."""
+    if config.pairs:
+        return config.pairs
+    last = students[-1]
+    return (Pair(first=last), *(Pair(first=last, second=other) for other in students[:-1]))
 
 
 def read_comparison(
@@ -117,13 +126,17 @@ def judge_all(
         progress.say(power_note(size))
     judges = [build_judge(settings, folder, stop, respondent) for settings in config.judges]
     figures = []
+    preferences: dict[Cell, dict[str, float]] = {}
     for judge in judges:
         for comparison in _for_judge(judge, comparisons):
             rows = judge_comparison(folder, judge, comparison, progress=progress, stop=stop)
             figures.append(figures_of(judge, comparison, rows, seed=seed))
+            cell = Cell(judge.name, comparison.set_name, comparison.first, comparison.second)
+            preferences[cell] = preferences_by_prompt(_verdicts(rows))
     references = [row["cost_usd"] for judge in judges for row in read_jsonl(references_path(folder, judge.name))]
     cost = sum(references) + sum(figure["cost_usd"] for figure in figures)
-    result = {"format": 1, "figures": figures, "references": len(references), "cost_usd": cost}
+    tables = {"paired": paired_table(preferences, seed=seed), "agreement": agreement_table(preferences, seed=seed)}
+    result = {"format": 1, "figures": figures, **tables, "references": len(references), "cost_usd": cost}
     write_json(folder / FIGURES, result)
     return result
 
@@ -164,7 +177,7 @@ def judge_comparison(
 
 def figures_of(judge: Judge, comparison: Comparison, rows: Sequence[Row], *, seed: int) -> dict[str, Any]:
     """What the verdicts add up to. Rows without a verdict are counted by their problem and enter no figure."""
-    verdicts = [verdict for row in rows if (verdict := verdict_of(row)) is not None]
+    verdicts = _verdicts(rows)
     seed = stable_seed(seed, "judging", judge.name, comparison.first, comparison.second, comparison.set_name)
     figures: dict[str, Any] = {
         "judge": judge.name,
@@ -231,6 +244,10 @@ def _for_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[Comparis
 
 def _second(judge: Judge, comparison: Comparison, prompt: Prompt) -> str | None:
     return None if judge.writes_reference else comparison.other_replies[prompt.id].completion
+
+
+def _verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    return [verdict for row in rows if (verdict := verdict_of(row)) is not None]
 
 
 def _replies(path: Path, model: str) -> dict[str, GeneratedReply]:

@@ -8,13 +8,21 @@ import random
 import numpy as np
 import pytest
 
-from gad.config.judging import JudgeApi, JudgingConfig, PairwiseJudge, PaperJudge
+from gad.config.judging import JudgeApi, JudgingConfig, Pair, PairwiseJudge, PaperJudge
 from gad.errors import Interrupted, RunFolderError, TeacherError
 from gad.judging.asking import Answer, NoAnswer, Question, ask
 from gad.judging.pairwise import PairwiseComparison
 from gad.records import Message, Prompt
-from gad.stages.judge_api import Comparison, build_judge, judge_all, judge_comparison, power_note
-from gad.storage import read_jsonl
+from gad.stages.judge_api import (
+    Comparison,
+    build_judge,
+    judge_all,
+    judge_comparison,
+    pairs_of,
+    power_note,
+    read_comparison,
+)
+from gad.storage import read_jsonl, write_jsonl
 from unit.judging.scripted import Scripted, Silent, choosing, coin, comparison, going_on
 
 API = JudgeApi(model="script")
@@ -115,6 +123,10 @@ def test_a_row_of_the_papers_table_by_its_formula(tmp_path):
     assert gad["score"]["value"] == pytest.approx((50.0 + 100 * 8 / 15) / 2)
     assert gad["score"]["low"] < gad["score"]["value"] < gad["score"]["high"]
     assert teacher["score"]["value"] == pytest.approx(50.0)
+    (paired,) = result["paired"]
+    assert (paired["model"], paired["against"], paired["n"]) == ("gad", "teacher", 40)
+    assert paired["value"] == pytest.approx((8 / 15 - 0.5) / 2)
+    assert result["agreement"] == []
     assert [row["scores"] for row in rows_of(tmp_path) if row["first"] == "gad"][:2] == [[7.0, 7.0], [8.0, 7.0]]
 
 
@@ -275,6 +287,23 @@ def test_missing_replies_name_the_model_and_the_way_out():
     some = comparison({"a": "x"}, {"a": "y"}).replies
     with pytest.raises(RunFolderError, match=r"gad has no reply to 1 of 2 prompts of held_out, e\.g\. b.*gad generate"):
         Comparison("gad", "teacher", "held_out", prompts, some, some)
+
+
+def test_pairs_are_those_of_the_config_or_the_last_student_against_all():
+    pairs = pairs_of(PAIRWISE, ["base", "seqkd", "gad"])
+    assert [(p.first, p.second) for p in pairs] == [("gad", "teacher"), ("gad", "base"), ("gad", "seqkd")]
+    chosen = PAIRWISE.model_copy(update={"pairs": (Pair(first="base"),)})
+    assert pairs_of(chosen, ["base", "gad"]) == (Pair(first="base"),)
+
+
+def test_replies_are_read_from_the_run_folder(tmp_path):
+    made = comparison({"a": "x", "b": "y"}, {"a": "1", "b": "2"})
+    for name, replies in (("gad", made.replies), ("teacher", made.other_replies)):
+        write_jsonl(tmp_path / "replies" / name / "held_out.jsonl", [reply.as_dict() for reply in replies.values()])
+    assert read_comparison(tmp_path, Pair(first="gad"), "held_out", made.prompts) == made
+    assert len(read_comparison(tmp_path, Pair(first="gad"), "held_out", made.prompts, max_prompts=1).prompts) == 1
+    with pytest.raises(RunFolderError, match=r"seqkd has no replies in .*held_out\.jsonl.*gad generate"):
+        read_comparison(tmp_path, Pair(first="seqkd"), "held_out", made.prompts)
 
 
 def test_power_is_said_before_the_first_question(tmp_path):
