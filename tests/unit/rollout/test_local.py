@@ -94,7 +94,7 @@ def test_greedy_equals_transformers_generate(architecture: str) -> None:
             assert rollout.finished == (expected[-1] == END)
             found.append(rollout.token_ids)
     assert len(set(found)) >= (3 if architecture == "gemma3" else 6)  # in its windows all our prompts end alike
-    assert len({token for ids in found for token in ids}) >= 12
+    assert len({token for ids in found for token in ids}) >= 10
 
 
 def same(one: list[list[Rollout]], other: list[list[Rollout]], atol: float = 1e-10) -> None:
