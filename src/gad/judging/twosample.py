@@ -7,6 +7,7 @@ P prompts; rows are replies; high always means teacher.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,8 @@ def two_sample(
         weighted = [(TfidfTransformer(sublinear_tf=True).fit(x[train]), x) for x in (words, characters)]
         return tuple(hstack([tfidf.transform(x[rows]) for tfidf, x in weighted]).tocsr() for rows in (train, test))
 
-    return _cross_validated(features, is_teacher, groups, seed, resamples, level)
+    once_each = _written_once_by_each(texts, is_teacher)
+    return _cross_validated(features, is_teacher, groups, seed, resamples, level, untrained=once_each)
 
 
 def c2st_features(
@@ -135,9 +137,25 @@ def _texts(replies_by_prompt: Mapping[Any, Replies]) -> dict[Hashable, list[str]
     return {key: [f"⟨{reply.strip()[:MAX_CHARACTERS]}⟩" for reply in replies] for key, replies in rows.items()}
 
 
+def _written_once_by_each(texts: Sequence[str], is_teacher: Sequence[int]) -> list[bool]:
+    """Rows of a text that teacher and student wrote once each. Where one of the two is tested, the other would be a
+    training row with the wrong label: a student that repeats the teacher's replies to other prompts got an AUC of .02.
+    """
+    by_side = Counter(zip(texts, is_teacher, strict=True))
+    return [by_side[text, 0] == by_side[text, 1] == 1 for text in texts]
+
+
 def _cross_validated(
-    features: Any, is_teacher: Sequence[int], groups: Sequence[Hashable], seed: int, resamples: int, level: float
+    features: Any,
+    is_teacher: Sequence[int],
+    groups: Sequence[Hashable],
+    seed: int,
+    resamples: int,
+    level: float,
+    *,
+    untrained: Sequence[bool] | None = None,
 ) -> TwoSample:
+    """untrained: rows that are tested only. A fold that has nothing to learn from cannot tell: its scores are equal."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
@@ -150,7 +168,11 @@ def _cross_validated(
     labels = np.array(is_teacher)
     scores = np.zeros(len(labels))
     folds = GroupKFold(min(FOLDS, len(keys)), shuffle=True, random_state=seed % 2**32)
+    learnt_from = np.ones(len(labels), dtype=bool) if untrained is None else ~np.array(untrained)
     for train, test in folds.split(prompts, labels, prompts):
+        train = train[learnt_from[train]]
+        if len(set(labels[train].tolist())) < 2:
+            continue
         x_train, x_test = features(train, test)
         model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000)
         scores[test] = model.fit(x_train, labels[train]).decision_function(x_test)

@@ -66,6 +66,21 @@ def test_what_a_prompt_is_about_does_not_leak():
     assert estimate.n == 60
 
 
+def test_teacher_replies_to_other_prompts_are_from_the_teachers_distribution():
+    texts = replies(60, 0)
+    shuffled = {key: texts[(key + 7) % 60] for key in texts}
+    estimate = c2st(texts, shuffled, seed=0)
+    assert estimate.low <= 0.5 <= estimate.high
+    half = {key: shuffled[key] if key < 30 else text for key, text in replies(60, 1).items()}
+    mixed = c2st(texts, half, seed=0)
+    assert mixed.low <= 0.5 <= mixed.high
+
+
+def test_one_and_the_same_reply_to_everything_is_found():
+    texts = replies(60, 0)
+    assert c2st(texts, dict.fromkeys(texts, "I do not know."), seed=0).low > 0.9
+
+
 def test_white_space_at_the_ends_is_no_style():
     texts = replies(60, 0)
     spaced = {key: f"  \n{text}\n\n" for key, text in texts.items()}
