@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from gad.config.base import Section
 from gad.config.data import DataConfig
-from gad.config.models import DiscriminatorConfig, PromptConfig, SharedDiscriminator, StudentConfig
+from gad.config.models import DiscriminatorConfig, Lora, PromptConfig, SharedDiscriminator, StudentConfig
 from gad.config.training import AdversarialConfig, Optimizer, Sampling, SeqkdConfig, WarmupConfig
 
 
@@ -28,6 +30,13 @@ class ComputeConfig(Section):
     """Replies that are sampled side by side."""
     merge_adapters: bool = True
     """Sample from a copy of the base with the adapter merged in: faster, at the memory of a second base."""
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:[0-9]+)?", device):
+            raise ValueError("is no device: use auto, cpu, cuda or, with several of them, cuda:1")
+        return device
 
 
 class CheckpointConfig(Section):
@@ -65,6 +74,15 @@ class CheckpointChoice(Section):
     max_length_ratio: PositiveFloat = 1.5
     """Mean reply length over the teacher's must lie in this window; the paper asks for it but gives no bound."""
 
+    @model_validator(mode="after")
+    def _window_is_open(self) -> CheckpointChoice:
+        if self.min_length_ratio >= self.max_length_ratio:
+            raise ValueError(
+                f"min_length_ratio={self.min_length_ratio} is not below max_length_ratio={self.max_length_ratio}: "
+                "no reply length is acceptable"
+            )
+        return self
+
 
 class EvaluationConfig(Section):
     """Figures without a judge."""
@@ -81,6 +99,15 @@ class EvaluationConfig(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     max_prompts: PositiveInt | None = None
     """Use only so many prompts of each set."""
+
+    @field_validator("style")
+    @classmethod
+    def _style_compiles(cls, style: str | None) -> str | None:
+        try:
+            re.compile(style or "")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"is not a regular expression: {error}") from error
+        return style
 
     @model_validator(mode="after")
     def _names_differ(self) -> EvaluationConfig:
@@ -113,4 +140,33 @@ class RunConfig(Section):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return self.runs_dir / self.name
+        return self.runs_dir.expanduser() / self.name
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        mistakes = [*self._discriminator_mistakes(), *self._warmup_mistakes(), *self._prompt_mistakes()]
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return self
+
+    def _discriminator_mistakes(self) -> Iterator[str]:
+        if isinstance(self.discriminator, SharedDiscriminator) and not isinstance(self.student.tuning, Lora):
+            yield (
+                "discriminator.kind=shared needs student.tuning.kind=lora: full tuning leaves no frozen base to share; "
+                f"write discriminator: {{kind: own, model: {self.student.model}}}"
+            )
+
+    def _warmup_mistakes(self) -> Iterator[str]:
+        if self.warmup is not None and not self.warmup.phases:
+            yield "`warmup.phases` is empty: write warmup: null to skip the warm-up"
+        phases = () if self.warmup is None else self.warmup.phases
+        trained = any(phase.train != "student" for phase in phases)
+        if self.adversarial is not None and not self.adversarial.on_policy_discriminator and not trained:
+            yield (
+                "`adversarial.on_policy_discriminator`: false freezes a discriminator that no phase of the warm-up "
+                "trains, and all replies would score alike; add a phase with train: discriminator"
+            )
+
+    def _prompt_mistakes(self) -> Iterator[str]:
+        if self.prompt.format == "alpaca" and self.prompt.template_arguments:
+            yield "`prompt.template_arguments` are for chat templates: leave them out with prompt.format: alpaca"
