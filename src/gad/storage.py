@@ -116,9 +116,9 @@ def _replace(path: Path, parts: Iterable[str]) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """A folder to fill; when the block ends it is at `path`, whole and on disk. When it raises, nothing is there.
+    """A folder to fill; when the block ends it is at `path`, whole and on disk. When it raises, nothing of it is there.
 
-    A folder that was at `path` before is replaced.
+    A folder that was at `path` before is replaced, and stays when the block raises.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -130,9 +130,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             _fsync(file)
         _fsync(temporary)
         if path.exists():
-            old = path.with_name(f".{path.name}.old-{os.getpid()}")
+            old = path.with_name(f".{path.name}.tmp-old-{os.getpid()}")
             path.rename(old)
-            temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
             shutil.rmtree(old)
         else:
             temporary.rename(path)

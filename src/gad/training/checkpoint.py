@@ -63,12 +63,16 @@ class Checkpoint:
         """What differs from the manifest, or None where all is well."""
         try:
             manifest: dict[str, dict[str, Any]] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            if STATE not in manifest:
+                return f"{MANIFEST}: does not list {STATE}"
             for name, expected in manifest.items():
                 found = _fingerprint(self.path / name)
                 if found != expected:
                     return f"{name}: {_difference(expected, found)}"
         except (OSError, ValueError) as error:
             return str(error)
+        except (AttributeError, KeyError, TypeError):
+            return f"{MANIFEST}: not a list of files with sizes and checksums"
         return None
 
 
@@ -104,19 +108,35 @@ def find(folder: Path, stage: str) -> list[Checkpoint]:
 
 
 def latest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
-    """The latest undamaged checkpoint of a stage, and a line for each damaged one that was passed over."""
+    """The latest undamaged checkpoint of a stage, and a line for each one that was passed over.
+
+    Raises CheckpointError where only checkpoints of another format are left: to begin anew would not be asked for.
+    """
     passed: list[str] = []
+    foreign: CheckpointError | None = None
     for checkpoint in find(folder, stage):
         damage = checkpoint.damage()
-        if damage is None:
-            return checkpoint, passed
-        passed.append(f"checkpoint {checkpoint.path.name} is damaged ({damage}): using the one before it")
+        if damage is not None:
+            passed.append(f"checkpoint {checkpoint.path.name} is damaged ({damage}): using the one before it")
+            continue
+        try:
+            checkpoint.state()
+        except CheckpointError as error:
+            passed.append(f"{error}; using the one before it")
+            foreign = foreign or error
+            continue
+        return checkpoint, passed
+    if foreign is not None:
+        raise foreign
     return None, passed
 
 
-def prune(folder: Path, stage: str, keep_last: int) -> None:
-    """Delete all but the latest checkpoints of a stage."""
-    for checkpoint in find(folder, stage)[keep_last:]:
+def prune(folder: Path, stage: str, keep_last: int, step: int) -> None:
+    """Delete all but the latest checkpoints of a stage up to `step`.
+
+    Later ones were passed over as damaged when the run was taken up: they must not push out what was saved since.
+    """
+    for checkpoint in [checkpoint for checkpoint in find(folder, stage) if checkpoint.step <= step][keep_last:]:
         doomed = checkpoint.path.with_name(f".{checkpoint.path.name}.tmp-pruned")
         checkpoint.path.rename(doomed)
         shutil.rmtree(doomed)

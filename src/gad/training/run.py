@@ -138,7 +138,7 @@ class StageRun:
         parts = {name: part.state() for name, part in self._parts.items()}
         state = {"total_steps": self.total_steps, "done": step >= self.total_steps, "torch": torch.__version__}
         checkpoint.save(self._checkpoints, self.stage, step, parts, state)
-        checkpoint.prune(self._checkpoints, self.stage, self._place.checkpoints.keep_last)
+        checkpoint.prune(self._checkpoints, self.stage, self._place.checkpoints.keep_last, step)
         self._saved_step = step
 
     def _resume(self) -> int:
@@ -147,7 +147,6 @@ class StageRun:
             self._place.progress.say(line)
         step = 0
         if found is not None:
-            found.state()
             for name, part in self._parts.items():
                 part.load(found.tensors(name))
             step = found.step
@@ -174,9 +173,10 @@ class StageRun:
     def _check_finite(self) -> None:
         for name, part in self._parts.items():
             if part.bad_steps > self._max_bad_steps:
+                bad_steps, part.bad_steps = part.bad_steps, 0  # a run that is taken up again has its allowance again
                 self._save()
                 raise TrainingStopped(
-                    f"{self.stage}: the {name}'s gradient was not finite in {part.bad_steps} steps, the last of them "
+                    f"{self.stage}: the {name}'s gradient was not finite in {bad_steps} steps, the last of them "
                     f"step {self.step}; those steps changed nothing. Lower its learning rate, or use float32; "
                     f"the state is saved in {self._checkpoints / f'{self.stage}-{self.step}'}"
                 )
