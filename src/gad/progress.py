@@ -79,7 +79,7 @@ class Bars:
         self._console = Console(stderr=True)
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, emoji=False, highlight=False)
 
     @contextmanager
     def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:

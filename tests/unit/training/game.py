@@ -147,7 +147,7 @@ class Keeper:
         self._named = dict(named)
         self.gradients: dict[str, Tensor] = {}
 
-    def step(self, step: int) -> float:  # noqa: ARG002
+    def step(self, step: int) -> float:
         self.gradients = {
             name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.clone()
             for name, tensor in self._named.items()
