@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from gad.config.run import RunConfig
 from gad.errors import RunFolderError
@@ -15,6 +18,7 @@ from gad.storage import lock, remove_leftovers, write_json
 CONFIG = "config.json"
 FREE_SECTIONS = ("compute", "checkpoints", "runs_dir")
 """What may change while a run goes on: where and in what pieces it is computed, and how often it is saved."""
+_SHOWN_CHANGES = 5
 
 
 @contextmanager
@@ -25,31 +29,64 @@ def opened(config: RunConfig) -> Iterator[Path]:
     config: then the keys that differ are named.
     """
     folder = config.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder):
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(folder))
             _adopt(config, folder / CONFIG)
-            remove_leftovers(folder)
-            remove_leftovers(folder / "checkpoints")
-            yield folder
-    except PermissionError as error:
-        raise RunFolderError(f"{error.filename}: not writable; set runs_dir to a folder that is") from error
-    except NotADirectoryError as error:
-        raise RunFolderError(f"{folder} is not a folder: remove the file, or set runs_dir") from error
+            for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+                remove_leftovers(place)
+        except OSError as error:
+            raise RunFolderError(_why_not(folder, error)) from error
+        yield folder
+
+
+def _why_not(folder: Path, error: OSError) -> str:
+    blocking = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    if blocking is not None:
+        return f"{blocking} is a file, not a folder: remove it, or set runs_dir to another folder"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{folder}: the disk is full; free some space, or set runs_dir to another disk"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{error.filename or folder}: not writable ({error.strerror}); set runs_dir to a folder that is"
+    return f"{folder} cannot be a run folder ({error.strerror or error}); set runs_dir to a folder that can be written"
 
 
 def _adopt(config: RunConfig, path: Path) -> None:
     resolved = config.model_dump(mode="json")
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changes = sorted(key for key in differences(before, resolved) if key.split(".")[0] not in FREE_SECTIONS)
+        before = _with_defaults(path)
+        changes = [
+            f"{key} changed ({_short(_value(before, key))} there, {_short(_value(resolved, key))} now)"
+            for key in sorted(differences(before, resolved))
+            if key.split(".")[0] not in FREE_SECTIONS
+        ]
         if changes:
-            shown = ", ".join(changes[:5]) + (f" and {len(changes) - 5} more" if len(changes) > 5 else "")
+            more = f" and {len(changes) - _SHOWN_CHANGES} more" if len(changes) > _SHOWN_CHANGES else ""
             raise RunFolderError(
-                f"{path.parent} was begun with another config, {shown} changed: undo the change, or give this run "
-                f"another name (name=...), or delete the folder"
+                f"{path.parent} was begun with another config, {', '.join(changes[:_SHOWN_CHANGES])}{more}: undo the "
+                "change, or give this run another name (name=...), or delete the folder"
             )
+        if before == resolved:
+            return
     write_json(path, resolved)
+
+
+def _with_defaults(path: Path) -> dict[str, Any]:
+    """A recorded config; keys that a later version of gad added have their defaults."""
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(recorded, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise RunFolderError(
+            f"{path} is damaged ({error}): delete this one file, and the run goes on with the config of the run file; "
+            "make sure that it is the same"
+        ) from error
+    try:
+        return RunConfig.model_validate(recorded).model_dump(mode="json")
+    except ValidationError:
+        return recorded
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
@@ -62,3 +99,14 @@ def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
             for found in differences(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key)
         ]
     return [] if before == after else [prefix]
+
+
+def _value(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

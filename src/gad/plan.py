@@ -1,24 +1,32 @@
-"""Every number that follows from a run file, before anything is computed. Touches no network and no model."""
+"""Every number that follows from a run file, before anything is computed. Touches no network and loads no model."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 from gad.config.data import HeldOutShare, Source
 from gad.config.run import RunConfig
 from gad.data import load_data
 from gad.data.sources import is_remote
+from gad.errors import ConfigError, ModelError
 from gad.schedule import adversarial_steps, phase_steps, steps_for, steps_of
 
 Line = tuple[str, str]
 
 
 def derive(config: RunConfig) -> list[tuple[str, list[Line]]]:
-    """Sections of (what, value) lines. Raises DataError for data that cannot be used.
+    """Sections of (what, value) lines.
 
     Data that are not on this machine are not fetched: numbers that need them are left out, and a line says so.
+    Raises DataError for data that cannot be used, ConfigError for settings that a local model cannot meet.
     """
+    model = ("student", _student(config))
     remote = [source.path for source in _sources(config) if is_remote(source)]
     if remote:
-        return [("data", [("not on this machine", ", ".join(remote)), ("then", "steps are known after `gad collect`")])]
+        lines = [("not on this machine", ", ".join(remote)), ("steps", "known when the data are here: `gad collect`")]
+        return [model, ("data", lines)]
     sets = load_data(config.data, seed=config.seed)
     train = len(sets.train.examples)
     measured = {"held_out": len(sets.held_out.examples)}
@@ -27,12 +35,55 @@ def derive(config: RunConfig) -> list[tuple[str, list[Line]]]:
     sizes = [("train", f"{train:,} prompts"), *((name, f"{size:,} prompts") for name, size in measured.items())]
     sizes.append(("near-duplicates across sets", str(len(sets.leaks))))
     return [
+        model,
         ("data", sizes),
         *_seqkd(config, train),
         *_warmup(config, train),
         *_adversarial(config, train),
         ("evaluation", _evaluation(config, measured, train)),
     ]
+
+
+def _student(config: RunConfig) -> list[Line]:
+    student, limits = config.student, config.prompt
+    lines = [
+        ("model", student.model),
+        ("trained", student.tuning.kind + (f", rank {student.tuning.rank}" if student.tuning.kind == "lora" else "")),
+        ("prompt and reply", f"at most {limits.max_prompt_tokens:,} and {limits.max_reply_tokens:,} tokens"),
+    ]
+    folder = Path(student.model).expanduser()
+    if not folder.is_dir():
+        return lines
+    shape = _shape(folder)
+    layers, context = shape.get("num_hidden_layers"), shape.get("max_position_embeddings")
+    if isinstance(context, int) and limits.max_reply_tokens >= context:
+        raise ConfigError(
+            f"prompt.max_reply_tokens={limits.max_reply_tokens} fills the context of {context} tokens that {folder} "
+            "has: leave room for the prompt"
+        )
+    layer, layer_model = config.discriminator.layer, getattr(config.discriminator, "model", student.model)
+    if isinstance(layers, int) and layer is not None and layer > layers and layer_model == student.model:
+        raise ConfigError(f"discriminator.layer={layer}: {folder} has {layers} layers; leave it out for the last one")
+    bytes_there = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return [
+        *lines,
+        ("layers", str(layers)),
+        ("context", f"{context} tokens"),
+        ("weights", f"{bytes_there / 1e9:.2f} GB"),
+    ]
+
+
+def _shape(folder: Path) -> dict[str, Any]:
+    """What `config.json` says of the text model. Raises ModelError where it cannot be read."""
+    path = folder / "config.json"
+    try:
+        read: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} is not a model folder: its config.json cannot be read ({error})") from error
+    if not isinstance(read, dict):
+        raise ModelError(f"{path} is not a model's config: it holds a {type(read).__name__}")
+    inner = read.get("text_config")
+    return inner if isinstance(inner, dict) else read
 
 
 def _sources(config: RunConfig) -> list[Source]:
@@ -103,3 +154,21 @@ def _evaluation(config: RunConfig, measured: dict[str, int], train: int) -> list
 def _batch(batch_size: int, train: int) -> Line:
     less = f" (the run file's {batch_size} is more than there are)" if batch_size > train else ""
     return "prompts a step", f"{min(batch_size, train):,}{less}"
+
+
+def show(config: RunConfig, sections: list[tuple[str, list[Line]]]) -> None:
+    """Print the sections. Names and paths are text, never markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    state = "begun" if config.folder.is_dir() else "not begun"
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(Text(config.name, style="bold"), Text(f"{config.folder} ({state})"))
+    for section, lines in sections:
+        table.add_row(Text(section, style="bold"))
+        for what, value in lines:
+            table.add_row(Text(f"  {what}"), Text(value))
+    Console().print(table)

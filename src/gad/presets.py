@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import re
 from pathlib import Path
 
 from gad.errors import ConfigError
 from gad.storage import write_text
 
 START = """\
-# A run of gad. `gad plan` checks it, `gad run` does it. All keys: docs/configuration.md
+# A run file to fill in, commented. `gad plan` checks it, `gad run` does it. All keys: docs/configuration.md
 name: my-run
 
 data:
@@ -59,10 +61,19 @@ checkpoints:
 """
 
 
+TEXTS = "recipes/quickstart/"
+"""Where the quickstart recipes look for their texts, from the project's folder."""
+
+
 def recipes_folder() -> Path:
     """In a checkout `recipes/`, in an installed package the copy inside it."""
     inside = Path(__file__).parent / "recipes"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def summaries() -> dict[str, str]:
+    """The presets, each with the first sentence of its comment."""
+    return {name: _first_sentence(text(name)) for name in names()}
 
 
 def names() -> list[str]:
@@ -81,8 +92,32 @@ def text(preset: str) -> str:
     return (recipes_folder() / f"{preset}.yaml").read_text(encoding="utf-8")
 
 
-def write(file: Path, preset: str, *, force: bool) -> None:
-    """Write a preset. Raises ConfigError where a file is there already."""
+def write(file: Path, preset: str, *, force: bool) -> list[Path]:
+    """Write a preset, and beside it the texts that it trains on where it has its own. Returns what was written.
+
+    Raises ConfigError where something of these names is there already; then nothing is written.
+    """
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder: give the name of a file, e.g. {file / 'run.yaml'}")
     if file.exists() and not force:
         raise ConfigError(f"{file} exists: give another name, or --force to overwrite it")
-    write_text(file, text(preset))
+    written = text(preset)
+    copies: dict[Path, Path] = {}
+    if TEXTS in written and not Path(TEXTS).is_dir():
+        target = file.parent / "quickstart"
+        written = written.replace(TEXTS, f"{target.as_posix()}/")
+        copies = {source: target / source.name for source in sorted((recipes_folder() / "quickstart").iterdir())}
+    for source, copy in copies.items():
+        if copy.exists() and copy.read_bytes() != source.read_bytes():
+            raise ConfigError(f"{copy} is there and differs from the recipe's: write the run file into another folder")
+    for source, copy in copies.items():
+        write_text(copy, source.read_text(encoding="utf-8"))
+    write_text(file, written)
+    return [file, *copies.values()]
+
+
+def _first_sentence(written: str) -> str:
+    """Of the comment at the head of a run file."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), written.splitlines())
+    comment = " ".join(line.lstrip("# ") for line in lines)
+    return re.split(r"(?<=[.:;]) ", comment)[0].rstrip(".:;")

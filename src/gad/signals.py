@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from gad.errors import Interrupted
 
 
 class StopRequest:
-    """Set by the first signal; a second Ctrl-C stops at once."""
+    """Set by the first signal; a second Ctrl-C stops at once.
 
-    def __init__(self) -> None:
+    say: is told when a stop is asked for, so that a person sees that it was heard.
+    """
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self.signal_number: int | None = None
+        self._say = say
 
     def check(self) -> None:
         """Raises Interrupted once a stop was asked for. Called where everything is saved."""
@@ -35,3 +39,8 @@ class StopRequest:
         if self.signal_number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number
+        if self._say is None:
+            return
+        # A signal may come in the middle of a line that is being written, and a second writer is refused then.
+        with suppress(RuntimeError):
+            self._say("stopping after this step, which is saved; Ctrl-C again stops at once")

@@ -238,11 +238,11 @@ def test_a_missing_file_a_folder_and_a_folder_that_is_not_there(tmp_path: Path) 
     (tmp_path / "quick.yaml").write_text(BASE, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"quikc\.yaml: no such file; did you mean .*quick\.yaml\?"):
         load(tmp_path / "quikc.yaml")
-    with pytest.raises(ConfigError, match="`gad init .*` writes one"):
+    with pytest.raises(ConfigError, match=r"`gad init .*` writes one"):
         load(tmp_path / "other.yaml")
     with pytest.raises(ConfigError, match=r"is a folder, not a run file; it holds quick\.yaml"):
         load(tmp_path)
-    with pytest.raises(ConfigError, match="the folder .*none is not there either"):
+    with pytest.raises(ConfigError, match=r"the folder .*none is not there either"):
         load(tmp_path / "none" / "run.yaml")
 
 
