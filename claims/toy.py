@@ -28,7 +28,7 @@ from gad.storage import write_json
 ROOT = Path(__file__).resolve().parents[1]
 WRITTEN = Path("claims/results/toy.json")
 RESTS_ON = ("claims/toy.py", "examples/toy.py", "src/gad/objectives", "src/gad/seeds.py")
-FIRST_SEED = 1000
+FIRST_SEED = 2000
 MASSES = ("mass_left", "mass_middle", "mass_right", "mass_between")
 
 ARMS: Mapping[str, Arm] = {
@@ -39,6 +39,8 @@ ARMS: Mapping[str, Arm] = {
     "group4_std": Arm("GAD, std-scaled, groups of 4", advantages=standardized, group=4),
     "group8_std": Arm("GAD, std-scaled, groups of 8", advantages=standardized, group=8),
     "frozen_kl1_decay": Arm("frozen, KL 1 in the reward, rate decays", frozen=True, kl_weight=1.0, decay=True),
+    "gad_mean_from_seqkd": Arm("GAD, mean-only, from SeqKD", from_seqkd=True),
+    "gad_mean_decay_from_seqkd": Arm("GAD, mean-only, decay, from SeqKD", decay=True, from_seqkd=True),
     "cross_entropy_small": Arm("GAD, mean-only, decay, cross-entropy 0.1", decay=True, cross_entropy_weight=0.1),
     "cross_entropy_large": Arm("GAD, mean-only, decay, cross-entropy 1", decay=True, cross_entropy_weight=1.0),
 }

@@ -33,7 +33,8 @@ from gad.seeds import stable_seed
 
 POINTS = torch.linspace(-1.0, 1.0, 100)
 CENTRES, WEIGHTS, SPREAD, UNIFORM = (-0.6, 0.1, 0.6), (0.3, 0.1, 0.6), 0.08, 1e-4
-DRAWS, SEQKD_STEPS, WARMUP_STEPS, STEPS = 2000, 500, 300, 2000
+DRAWS, SEQKD_STEPS, STEPS = 2000, 2000, 2000
+STUDENT_WARMUP, DISCRIMINATOR_WARMUP = 500, 300
 SEQKD_RATE, STUDENT_RATE, DISCRIMINATOR_RATE, BETAS = 2e-2, 5e-3, 3e-3, (0.5, 0.99)
 WAVES, HIDDEN = 6, 64
 
@@ -43,7 +44,8 @@ Advantages = Callable[[Tensor], Tensor]
 @dataclass(frozen=True, slots=True)
 class Arm:
     """One way to play. `frozen`: the discriminator is not trained after its warm-up. `kl_weight`: of the KL to the
-    student's start, in the reward. `cross_entropy_weight`: of SeqKD's loss, mixed in. `decay`: rate linear to 0."""
+    student's start, in the reward. `cross_entropy_weight`: of SeqKD's loss, mixed in. `decay`: rate linear to 0.
+    `from_seqkd`: starts where SeqKD ended, and not from its own, shorter warm-up."""
 
     says: str
     advantages: Advantages = objectives.centered
@@ -52,6 +54,7 @@ class Arm:
     frozen: bool = False
     kl_weight: float = 0.0
     cross_entropy_weight: float = 0.0
+    from_seqkd: bool = False
 
     def __post_init__(self) -> None:
         if self.group < 2:
@@ -147,7 +150,7 @@ def cross_entropy(log_probs_SN: Tensor, draws_SK: Tensor) -> Tensor:
 
 
 def seqkd(draws_SD: Tensor, steps: int = SEQKD_STEPS) -> Students:
-    """Maximum likelihood on the teacher's draws, from a Gaussian in the middle. It is also GAD's warm start."""
+    """Maximum likelihood on the teacher's draws, from a Gaussian in the middle; in fewer steps, the warm-up of GAD."""
     S = len(draws_SD)
     students = Students(torch.zeros(S), torch.full((S,), math.log(0.5))).copy()
     optimizer = students.optimizer(SEQKD_RATE)
@@ -172,10 +175,10 @@ def play(arm: Arm, seeds: Sequence[int], draws_SD: Tensor, start: Students, step
     d_optimizer = torch.optim.Adam(discriminators.weights, lr=DISCRIMINATOR_RATE, betas=BETAS)
     s_optimizer = students.optimizer(STUDENT_RATE)
     start_SN, G = start.log_probs().detach(), arm.group
-    dice_SLG = _random(seeds, "replies", WARMUP_STEPS + steps, G)
-    picks_SLG = (_random(seeds, "draws", WARMUP_STEPS + steps, G) * draws_SD.shape[1]).long()
-    for step in range(-WARMUP_STEPS, steps):
-        now = step + WARMUP_STEPS
+    dice_SLG = _random(seeds, "replies", DISCRIMINATOR_WARMUP + steps, G)
+    picks_SLG = (_random(seeds, "draws", DISCRIMINATOR_WARMUP + steps, G) * draws_SD.shape[1]).long()
+    for step in range(-DISCRIMINATOR_WARMUP, steps):
+        now = step + DISCRIMINATOR_WARMUP
         log_probs_SN = students.log_probs()
         replies_SG = sample(log_probs_SN, dice_SLG[:, now])
         drawn_SG = draws_SD.gather(1, picks_SLG[:, now])
@@ -211,7 +214,7 @@ def student_loss(arm: Arm, logps_SG: Tensor, start_logps_SG: Tensor, scores_SG: 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
 
 
@@ -240,9 +243,11 @@ def mode_masses(log_probs_SN: Tensor) -> Tensor:
 def run_all(arms: Mapping[str, Arm], seeds: Sequence[int], steps: int = STEPS) -> dict[str, Tensor]:
     """log-probabilities (S, N) by arm: SeqKD, every arm of `arms`, and exact descent of the reverse KL."""
     draws_SD = teacher_draws(seeds)
-    start = seqkd(draws_SD)
-    played = {name: play(arm, seeds, draws_SD, start, steps) for name, arm in arms.items()}
-    students = {"seqkd": start, **played, "exact_reverse_kl": exact_descent(start, steps)}
+    warm, converged = seqkd(draws_SD, STUDENT_WARMUP), seqkd(draws_SD)
+    played = {
+        name: play(arm, seeds, draws_SD, converged if arm.from_seqkd else warm, steps) for name, arm in arms.items()
+    }
+    students = {"seqkd": converged, **played, "exact_reverse_kl": exact_descent(warm, steps)}
     return {name: of_arm.log_probs().detach() for name, of_arm in students.items()}
 
 
@@ -269,7 +274,7 @@ def main() -> None:
         parser.error(f"--seeds {asked.seeds} --steps {asked.steps}: both must be 1 or more")
     try:
         asked.picture.parent.mkdir(parents=True, exist_ok=True)
-        asked.picture.touch()
+        asked.picture.open("a").close()
     except OSError as error:
         parser.error(f"--picture {asked.picture}: {error.strerror}; name a file that can be written")
     torch.set_num_threads(1)
