@@ -13,7 +13,7 @@ demo: $(VENV)/.installed-demo  ## the main job end to end: report in runs/quicks
 	$(BIN)/gad run $(RUN) $(ARGS)
 
 test: $(VENV)/.installed-test  ## all tests that this machine can run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope $(ARGS)
 
 lint: $(VENV)/.installed-test  ## style, types, direction of imports
 	$(BIN)/ruff check .
