@@ -60,14 +60,29 @@ class Arms:
 
     def _of(self, name: str) -> Weights:
         if name == HEADLINE:
-            choice = json.loads((self._folder / CHOICE).read_text(encoding="utf-8"))
-            stage, step = choice["chosen"].rsplit("-", 1)
+            stage, step = self._chosen()
         elif name.startswith(f"{HEADLINE}-"):
             stage, step = "adversarial", name.removeprefix(f"{HEADLINE}-")
         else:
             return self._of_stage(name)
-        found = {item.step: item for item in checkpoint.find(self._folder / CHECKPOINTS, stage)}
-        return entries(found[int(step)].tensors("student"), "weights.")
+        found = {str(item.step): item for item in checkpoint.find(self._folder / CHECKPOINTS, stage)}
+        if step not in found:
+            raise RunFolderError(
+                f"{self._folder / CHECKPOINTS} holds no {stage}-{step}, which {CHOICE} names: delete {CHOICE} to choose "
+                "again among the checkpoints that are there"
+            )
+        return entries(found[step].tensors("student"), "weights.")
+
+    def _chosen(self) -> tuple[str, str]:
+        """Stage and step of the checkpoint that is the student. Raises RunFolderError where none is chosen yet."""
+        path = self._folder / CHOICE
+        if not path.exists():
+            raise RunFolderError(f"{self._folder} holds no choice of a checkpoint yet: run `gad generate` first")
+        try:
+            stage, step = json.loads(path.read_text(encoding="utf-8"))["chosen"].rsplit("-", 1)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunFolderError(f"{path} is damaged ({error}): delete it to choose again") from error
+        return stage, step
 
     def _of_stage(self, stage: str) -> Weights:
         done = done_checkpoint(self._folder, stage)

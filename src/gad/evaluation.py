@@ -180,6 +180,11 @@ class Evaluation:
             raise RunFolderError(f"{self.folder} holds no adversarial checkpoint: run `gad adversarial` first")
         names = {f"{HEADLINE}-{candidate.step}": candidate for candidate in candidates}
         chosen, reason = f"{HEADLINE}-{candidates[0].step}", "the last one; nothing was selected (metric: last)"
+        if settings.metric != "last" and HELD_OUT not in self._sets:
+            raise RunFolderError(
+                f"no held-out prompt fits the model, so no checkpoint can be chosen by {settings.metric}: raise "
+                "prompt.max_prompt_tokens, or begin anew with evaluation.checkpoint.metric=last"
+            )
         if settings.metric != "last":
             jobs = [job for name in names for job in self._jobs(name) if job.is_choice(self.config)]
             self._fill(jobs)

@@ -42,7 +42,7 @@ def opened(config: RunConfig) -> Iterator[Path]:
 
 
 def _why_not(folder: Path, error: OSError) -> str:
-    blocking = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    blocking = next((path for path in (folder, *folder.parents) if path.is_file()), None)
     if blocking is not None:
         return f"{blocking} is a file, not a folder: remove it, or set runs_dir to another folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

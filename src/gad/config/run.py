@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ class ComputeConfig(Section):
 
     device: str = "auto"
     """`auto` takes CUDA where there is one; or `cpu`, `cuda`, `cuda:1`."""
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads; empty takes the cores this process may use. Too many on a busy machine is many times slower."""
     layout: Literal["auto", "padded", "tree", "cache"] = "auto"
     """How a group becomes token rows; `auto` picks by a cost model of the lengths at hand."""
@@ -120,7 +121,7 @@ class EvaluationConfig(Section):
 class RunConfig(Section):
     """Everything about a run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """Name of the run and of its folder."""
     seed: NonNegativeInt = 0
     runs_dir: Path = Path("runs")
@@ -136,6 +137,14 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     compute: ComputeConfig = ComputeConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
+
+    @field_validator("runs_dir")
+    @classmethod
+    def _runs_dir_is_possible(cls, runs_dir: Path) -> Path:
+        written = os.fsencode(runs_dir)
+        if b"\0" in written or len(written) > 2000 or any(len(os.fsencode(part)) > 255 for part in runs_dir.parts):
+            raise ValueError("is no name that a folder can have: too long, or with a zero character")
+        return runs_dir
 
     @property
     def folder(self) -> Path:

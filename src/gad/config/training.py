@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from gad.config.base import Section
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Optimizer(Section):
@@ -21,7 +21,7 @@ class Optimizer(Section):
     """Steps over which the rate rises linearly from zero."""
     weight_decay: NonNegativeFloat = 0.01
     """The official scripts'."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     max_grad_norm: PositiveFloat = 0.2
     """The gradient is scaled down to this norm; 0.2 is the official scripts' for both models."""
 

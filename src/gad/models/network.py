@@ -49,7 +49,7 @@ class Network:
     def member(self, name: str, *, seed: int = 0) -> Member:
         """A new member. Its adapter starts as the identity; `seed` draws the down projections.
 
-        Raises ModelError where a model that is trained whole already has a member.
+        Raises ModelError where a model that is trained whole already has a member, or has no layers of the names given.
         """
         if isinstance(self._tuning, Full):
             if self._active is not None:
@@ -59,17 +59,23 @@ class Network:
         config = _lora_config(self._tuning)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if self._peft is None:
-                with warnings.catch_warnings():
-                    # peft 0.21 asks transformers for a name that transformers 5.23 has deprecated
-                    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-                    self._peft = get_peft_model(self._model, config, adapter_name=name)
-            else:
-                self._peft.add_adapter(name, config)
+            try:
+                self._adapt(name, config)
+            except ValueError as error:  # peft's: none of the model's layers has such a name
+                raise ModelError(f"student.tuning.targets={self._tuning.targets}: {error}") from error
         for layer in self._lora_layers():
             layer.cast_input_dtype_enabled = False
         self._active = None
         return Member(self, name)
+
+    def _adapt(self, name: str, config: LoraConfig) -> None:
+        if self._peft is not None:
+            self._peft.add_adapter(name, config)
+            return
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers for a name that transformers 5.23 has deprecated
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+            self._peft = get_peft_model(self._model, config, adapter_name=name)
 
     def backbone(self, layers: int | None = None) -> nn.Module:
         """The model without its output head: all of it, or a view of its first `layers` that shares every weight.
@@ -81,7 +87,10 @@ class Network:
             return cast(nn.Module, backbone)
         have = len(backbone.layers)
         if layers > have:
-            raise ModelError(f"layer {layers}: the model has {have} layers")
+            raise ModelError(
+                f"layer {layers}: the model has {have} layers; lower discriminator.layer or "
+                "evaluation.independent.layer, or leave it out for the last one"
+            )
         view: nn.Module = copy.copy(backbone)
         view._modules = dict(backbone._modules)
         view._modules["layers"] = nn.ModuleList(list(backbone.layers)[:layers])

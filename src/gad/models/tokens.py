@@ -8,6 +8,7 @@ in contrast, takes the ids just as they were sampled.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,14 +70,14 @@ class Codec:
             return EncodedReply((*ids, self.end_id), finished=True)
         if len(ids) > limit or finished:
             ids = ids[:limit]
-        kept = self._encode(self._decode(ids).rstrip(REPLACEMENT).strip())
+        kept = self._encode(_without_cut_end(self._decode(ids)))
         return EncodedReply(kept[:limit], finished=False)
 
     def text(self, token_ids: tuple[int, ...]) -> str:
         """The text of a sampled reply, without special tokens and surrounding white space."""
         ids = token_ids[:-1] if token_ids and token_ids[-1] in self.stop_ids else token_ids
         text = self._decode(ids)
-        return (text if ids != token_ids else text.rstrip(REPLACEMENT)).strip()
+        return text.strip() if ids != token_ids else _without_cut_end(text)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
@@ -110,7 +111,13 @@ class Codec:
         """The token that the chat template puts after a reply, else the tokenizer's end-of-text."""
         if self._config.format == "chat":
             reply = "gad"
-            text = self._render([{"role": "user", "content": "x"}, {"role": "assistant", "content": reply}])
+            try:
+                text = self._render([{"role": "user", "content": "x"}, {"role": "assistant", "content": reply}])
+            except TemplateError as error:
+                raise ModelError(
+                    f"the chat template of {self._tokenizer.name_or_path} cannot be used ({error}): mend it, or use "
+                    "`prompt.format: alpaca`"
+                ) from error
             after = self._tokenizer(text.rpartition(reply)[2].lstrip(), add_special_tokens=False)["input_ids"]
             if after and self._is_special(after[0]):
                 return int(after[0])
@@ -125,6 +132,11 @@ class Codec:
 
     def _eos_ids(self) -> set[int]:
         return set() if self._tokenizer.eos_token_id is None else {int(self._tokenizer.eos_token_id)}
+
+
+def _without_cut_end(text: str) -> str:
+    """Without surrounding white space and without the bytes at the end that are no whole character."""
+    return re.sub(rf"[\s{REPLACEMENT}]+\Z", "", text).lstrip()
 
 
 def alpaca_text(prompt: Prompt) -> str:
