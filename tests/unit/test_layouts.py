@@ -22,7 +22,7 @@ from gad.layouts import (
     pad,
     to_device,
 )
-from gad.training.batching import Batcher
+from gad.training.batching import CPU_PAIR_COST, Batcher
 
 LAYOUTS: tuple[LayoutName, ...] = ("padded", "tree", "cache")
 GROUPS = [TokenGroup((11, 12), ((21, 22, 23), (), (31,))), TokenGroup((13, 14, 15), ((41, 42),))]
@@ -230,5 +230,7 @@ def test_flops_by_hand() -> None:
     class Config:
         hidden_size, intermediate_size, num_attention_heads, num_key_value_heads, head_dim = 8, 16, 4, 2, None
 
-    made = Batcher.of(ComputeConfig(), torch.device("cpu"), Config())
-    assert (made.linear_flops, made.pair_flops) == (2.0 * 576, 4.0 * 4 * 2)
+    for device, pair_cost in (("meta", 1.0), ("cpu", CPU_PAIR_COST)):
+        made = Batcher.of(ComputeConfig(), torch.device(device), Config())
+        assert (made.linear_flops, made.pair_flops) == (2.0 * 576, 4.0 * 4 * 2 * pair_cost)
+    assert CPU_PAIR_COST == 5.5

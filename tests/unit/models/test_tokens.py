@@ -39,6 +39,10 @@ def read(ids: tuple[int, ...]) -> str:
     return tiny.tokenizer().decode(list(ids), skip_special_tokens=False)
 
 
+def ids_of(text: str) -> tuple[int, ...]:
+    return tiny.codec().reply_ids(text, finished=False).token_ids
+
+
 def test_a_chat_prompt_ends_where_the_reply_begins() -> None:
     prompt = Prompt("p", (SYSTEM, USER, ASSISTANT, USER))
     assert read(tiny.codec().prompt_ids(prompt)) == (
@@ -192,6 +196,9 @@ def test_broken_bytes_inside_a_reply_stay_visible() -> None:
     assert tiny.codec().text((*half, *x, END)) == f"{REPLACEMENT}x"
     assert tiny.codec().text((*x, *half, END)) == f"x{REPLACEMENT}"
     assert tiny.codec().text((*x, *half)) == "x"
+    tab = (ids_of("a\tb")[1],)
+    assert tiny.codec().text((*x, *half, *tab, *half)) == "x"
+    assert tiny.codec().reply_ids(f"x{REPLACEMENT}\t{REPLACEMENT}", finished=False).token_ids == x
 
 
 def test_a_prompt_fits_up_to_its_limit() -> None:
@@ -225,4 +232,4 @@ def test_a_row_depends_on_the_text_alone(ids: list[int], finished: bool) -> None
     assert text == text.strip()
     student = made.reply_ids(text, finished=finished)
     assert student == made.reply_ids(f"\n{text} ", finished=finished)
-    assert made.text(student.token_ids) == (text if finished else text.rstrip(REPLACEMENT).strip())
+    assert made.text(student.token_ids) == text
