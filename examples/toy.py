@@ -263,8 +263,6 @@ def table(results: Mapping[str, Tensor]) -> str:
 
 
 def main() -> None:
-    from toy_picture import draw  # lies beside this script
-
     parser = argparse.ArgumentParser(description="SeqKD covers the teacher's modes, GAD settles on one.")
     parser.add_argument("--seeds", type=int, default=5, help="students trained side by side (default 5)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"adversarial steps (default {STEPS})")
@@ -277,6 +275,8 @@ def main() -> None:
         asked.picture.open("a").close()
     except OSError as error:
         parser.error(f"--picture {asked.picture}: {error.strerror}; name a file that can be written")
+    from toy_picture import draw  # lies beside this script
+
     torch.set_num_threads(1)
     results = run_all(ARMS, range(asked.seeds), asked.steps)
     curves = {"SeqKD": results["seqkd"], "GAD": results["gad_mean"]}
