@@ -24,6 +24,7 @@ from gad.teacher.watching import Snapshot
 
 _BYTES_PER_TOKEN = 8
 _BYTES_PER_REPLY = 2048
+_PARCEL = 10
 _MOST_RESERVE = 64 * 2**20
 
 
@@ -94,7 +95,7 @@ class ApiCaller:
         Leaving the loop early is a stop: what is under way is awaited. An interrupt (Ctrl-C) abandons it instead; it is
         then possibly paid.
         """
-        arrived: queue.SimpleQueue[Outcome | _End] = queue.SimpleQueue()
+        arrived: queue.SimpleQueue[list[Outcome] | _End] = queue.SimpleQueue()
         halt, abandon = threading.Event(), threading.Event()
         stop = self._stop
         desk = Desk(
@@ -105,7 +106,7 @@ class ApiCaller:
             exchange=self._exchange or OpenAIExchange(self.config, needed_key(self.config.endpoint.api_key_env)),
             scrub=self.scrub,
             emit=arrived.put,
-            backlog=arrived.qsize,
+            backlog=lambda: _PARCEL * arrived.qsize(),
             stop=lambda: halt.is_set() or stop(),
             watch=self._watch,
         )
@@ -128,7 +129,7 @@ class ApiCaller:
                     if item.error is not None:
                         raise item.error
                     return
-                yield item
+                yield from item
         except KeyboardInterrupt:
             abandon.set()
             raise

@@ -13,7 +13,7 @@ from itertools import count
 from gad.errors import GadError, TeacherError
 from gad.teacher.book import Book
 from gad.teacher.client import address
-from gad.teacher.desk import Desk
+from gad.teacher.desk import Desk, Parcel
 from gad.teacher.failures import Failure, Next, of_malformed
 from gad.teacher.index import State
 from gad.teacher.limits import Pace, Ticket
@@ -59,6 +59,7 @@ class Dispatch:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._tally = _Tally()
+        self._parcel = Parcel(desk.emit)
         self._error: BaseException | None = None
         self._watcher = Watcher(desk.watch, self._snapshot)
         self._random = random.Random()
@@ -78,6 +79,7 @@ class Dispatch:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._parcel.hand_over()
             self._watcher.look(now=True)
         if self._error is not None:
             raise self._error
@@ -135,7 +137,7 @@ class Dispatch:
                 work.first_time = not self._desk.ledger.has_request(entry)
                 self._live[key] = work
                 return work
-            self._desk.emit(known.of(request))
+            self._parcel.add(known.of(request))
             if self._ending():
                 break
         return None
@@ -207,7 +209,7 @@ class Dispatch:
     def _pass_on(self, work: Work, outcome: Outcome) -> None:
         del self._live[work.key]
         for request in (work.request, *work.others):
-            self._desk.emit(outcome.of(request))
+            self._parcel.add(outcome.of(request))
 
     async def _failed(self, work: Work, ticket: Ticket, failure: Failure, usd: float) -> None:
         failure.message = self._desk.scrub.text(failure.message)

@@ -70,8 +70,11 @@ class Index:
         )
         Path(name).unlink()
 
-    def put(self, rows: Iterable[tuple[bytes, Entry]]) -> None:
-        """Add or change keys. The first place of a request stays, and so does the first reply, whatever follows."""
+    def put(self, rows: Iterable[tuple[bytes, int, int, int]]) -> None:
+        """Add or change keys: (key, state, asked, outcome).
+
+        The first place of a request stays, and so does the first reply, whatever follows.
+        """
         self._db.executemany(
             """
             insert into keys values (?, ?, ?, ?) on conflict (key) do update set
@@ -80,7 +83,7 @@ class Index:
               outcome = iif(excluded.outcome < 0, outcome, excluded.outcome)
             where keys.state != 4
             """,
-            ((key, int(entry.state), entry.asked, entry.outcome) for key, entry in rows),
+            rows,
         )
 
     def get(self, key: str) -> Entry | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from binascii import unhexlify
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,15 +24,18 @@ from gad.teacher.lines import HEAD, MODEL, VERSION, failed_line, read_given_up, 
 from gad.teacher.requests import ApiRequest, GivenUp, Outcome, Reply
 
 LEDGER = "ledger.jsonl"
+_UNDER_WAY, _IN_BATCH, _REPLY = int(State.UNDER_WAY), int(State.IN_BATCH), int(State.REPLY)
+_ASKED = (_UNDER_WAY, _IN_BATCH)
 _STATES = {
-    b"sent": State.UNDER_WAY,
-    b"batched": State.IN_BATCH,
-    b"reply": State.REPLY,
-    b"failed": State.OPEN,
-    b"lost": State.OPEN,
-    b"givenup": State.GIVEN_UP,
+    b"sent": _UNDER_WAY,
+    b"batched": _IN_BATCH,
+    b"reply": _REPLY,
+    b"failed": int(State.OPEN),
+    b"lost": int(State.OPEN),
+    b"givenup": int(State.GIVEN_UP),
 }
 _CHUNK = 100_000
+_READ = 2**20
 
 
 @dataclass
@@ -87,52 +91,53 @@ class Ledger:
     def _scan(self, number: int, path: Path) -> None:
         """Take in a file, as far as its lines are whole: another process may be writing the last one."""
         chunk: dict[bytes, list[int]] = {}
-        totals, match, states = self.totals, HEAD.match, _STATES
         models: Counter[bytes] = Counter()
-        with path.open("rb") as file:
-            offset = number * FILE + _check_header(path, file.readline())
+        match, states, model_of, spent, maybe = HEAD.match, _STATES, MODEL.match, 0.0, 0.0
+        with path.open("rb", buffering=_READ) as file:
+            place = number * FILE + _check_header(path, file.readline())
             for count, line in enumerate(file, start=2):
                 found = match(line)
                 if found is None or line[-2:] != b"}\n":
                     if line[-1:] != b"\n":
                         break
                     raise RunFolderError(f"{path}:{count}: no line of a ledger; remove the line to go on")
-                key, event, _, usd, maybe = found.groups()
+                key, event, usd, maybe_usd = found.groups()
                 state = states.get(event)
                 if state is None:
                     raise RunFolderError(f"{path}:{count}: event {event.decode()!r} is not known to this version")
-                asked = state is State.UNDER_WAY or state is State.IN_BATCH
-                if not asked:
-                    totals.spent += float(usd)
-                    totals.maybe += float(maybe)
-                self._take(chunk, key, state, offset, asked)
-                if state is State.REPLY:
-                    name = MODEL.match(line, found.end())
-                    models[name.group(1) if name else b"null"] += 1
-                offset += len(line)
+                known = chunk.get(key)
+                if state in _ASKED:
+                    if known is None:
+                        chunk[key] = [state, place, -1]
+                    elif known[0] != _REPLY:
+                        known[0], known[1] = state, place if known[1] < 0 else known[1]
+                else:
+                    spent, maybe = spent + float(usd), maybe + float(maybe_usd)
+                    if known is None:
+                        chunk[key] = [state, -1, place]
+                    elif known[0] != _REPLY:
+                        known[0], known[2] = state, place
+                    if state == _REPLY:
+                        name = model_of(line, found.end())
+                        models[name[1] if name else b"null"] += 1
+                place += len(line)
                 if len(chunk) >= _CHUNK:
                     self._flush(chunk)
         self._flush(chunk)
-        for name_bytes, replies in models.items():
-            totals.models[str(json.loads(name_bytes) or "unknown")] += replies
-            totals.replies += replies
-
-    @staticmethod
-    def _take(chunk: dict[bytes, list[int]], key: bytes, state: State, place: int, asked: bool) -> None:
-        known = chunk.get(key)
-        if known is None:
-            chunk[key] = [state, place if asked else -1, -1 if asked else place]
-        elif known[0] != State.REPLY:
-            known[0] = state
-            if not asked:
-                known[2] = place
-            elif known[1] < 0:
-                known[1] = place
+        self._add(spent, maybe, models)
 
     def _flush(self, chunk: dict[bytes, list[int]]) -> None:
-        rows = sorted((bytes.fromhex(key.decode()), value) for key, value in chunk.items())
-        self.index.put((key, Entry(State(state), asked, outcome)) for key, (state, asked, outcome) in rows)
+        self.index.put(
+            (unhexlify(key), state, asked, at) for key in sorted(chunk) for state, asked, at in (chunk[key],)
+        )
         chunk.clear()
+
+    def _add(self, spent: float, maybe: float, models: Counter[bytes]) -> None:
+        self.totals.spent += spent
+        self.totals.maybe += maybe
+        for name, replies in models.items():
+            self.totals.models[str(json.loads(name) or "unknown")] += replies
+            self.totals.replies += replies
 
     def _write_off(self, first_place: int) -> None:
         """Note the requests that a process before this one had under way as possibly paid.
@@ -158,8 +163,8 @@ class Ledger:
 
     def note(self, key: str, state: State, *, asked: int = -1, outcome: int = -1) -> None:
         """A line about the key is on disk, at this offset of the own file."""
-        places = (place + self._own if place >= 0 else -1 for place in (asked, outcome))
-        self.index.put([(bytes.fromhex(key), Entry(state, *places))])
+        here, there = (place + self._own if place >= 0 else -1 for place in (asked, outcome))
+        self.index.put([(bytes.fromhex(key), int(state), here, there)])
 
     def has_request(self, entry: Entry | None) -> bool:
         """Whether the own file holds the key's request, so that further lines need not."""

@@ -24,9 +24,9 @@ from gad.teacher.requests import ApiRequest, GivenUp, Reply, Usage
 
 VERSION = 1
 HEAD = re.compile(
-    rb'\{"key":"([0-9a-f]{32})","event":"([a-z]+)","attempt":(\d+),"usd":([0-9.e+-]+),"maybe_usd":([0-9.e+-]+)[,}]'
+    rb'\{"key":"([0-9a-f]{32})","event":"([a-z]+)","attempt":\d+,"usd":([0-9.e+-]+),"maybe_usd":([0-9.e+-]+)[,}]'
 )
-"""key, event, attempt, usd, maybe_usd."""
+"""key, event, usd, maybe_usd."""
 MODEL = re.compile(rb'"model":("(?:[^"\\]|\\.)*"|null)')
 """Right behind the head of a reply."""
 

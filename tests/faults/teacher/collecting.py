@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from faults.teacher.provider import KEY, PRICE_IN, PRICE_OUT, Provider
 from gad.config.teacher import TeacherConfig
 from gad.progress import Task
 from gad.records import Prompt
 from gad.stages.collect_api import collect
 from gad.teacher.summary import CollectSummary
-
-from faults.teacher.provider import KEY, PRICE_IN, PRICE_OUT, Provider
 
 KEY_VARIABLE = "GAD_TEST_KEY"
 QUICK: dict[str, Any] = {

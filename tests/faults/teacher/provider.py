@@ -22,7 +22,7 @@ Plan = Callable[[str, int], "str | None"]
 
 @dataclass
 class Books:
-    """bought: whole replies by the user's text. asked: requests by it. usd: of whole replies, at PRICE_IN and PRICE_OUT."""
+    """bought: whole replies by the user's text. asked: requests by it. usd: of whole replies, at the prices above."""
 
     bought: Counter[str] = field(default_factory=Counter)
     asked: Counter[str] = field(default_factory=Counter)
@@ -38,7 +38,7 @@ class Provider:
     """A server in a thread. `with Provider(plan) as provider:`, then `provider.url`."""
 
     def __init__(self, plan: Plan | None = None, *, delay: float = 0.0, port: int = 0) -> None:
-        self.plan: Plan = plan or (lambda text, before: None)
+        self.plan: Plan = plan or (lambda *_: None)
         self.delay = delay
         self.books = Books()
         self._port = port
@@ -101,14 +101,13 @@ class Provider:
         self.books.under_way += 1
         self.books.most_under_way = max(self.books.most_under_way, self.books.under_way)
         try:
-            return await self.answer(method, path, headers, content, writer)
+            return await self.answer(f"{method} {path}", headers, content, writer)
         finally:
             self.books.under_way -= 1
 
-    async def answer(
-        self, method: str, path: str, headers: dict[str, str], content: bytes, writer: asyncio.StreamWriter
-    ) -> bool:
+    async def answer(self, route: str, headers: dict[str, str], content: bytes, writer: asyncio.StreamWriter) -> bool:
         """One request; false closes the connection."""
+        assert route.startswith("POST ")
         body = json.loads(content)
         text = last_text(body)
         with self._lock:
@@ -124,7 +123,7 @@ class Provider:
             await self.reply(writer, text, body)
             return True
         self.books.faults[fault] += 1
-        return await FAULTS[fault](self, writer, text, body)
+        return await FAULTS[fault](Asked(self, writer, text, body))
 
     async def reply(self, writer: asyncio.StreamWriter, text: str, body: dict[str, Any], **changes: Any) -> None:
         """A whole reply, with books kept."""
@@ -174,7 +173,17 @@ def error(message: str, code: str | None = None) -> bytes:
     return json.dumps({"error": {"message": message, "type": "x", "code": code}}).encode()
 
 
-Fault = Callable[[Provider, asyncio.StreamWriter, str, dict[str, Any]], Any]
+@dataclass(frozen=True)
+class Asked:
+    """A request, and where its answer goes."""
+
+    provider: Provider
+    writer: asyncio.StreamWriter
+    text: str
+    body: dict[str, Any]
+
+
+Fault = Callable[[Asked], Any]
 FAULTS: dict[str, Fault] = {}
 
 
@@ -187,8 +196,8 @@ def fault(name: str) -> Callable[[Fault], Fault]:
 
 
 def _status(name: str, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
-    async def answer(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
-        await send(writer, status, data, headers)
+    async def answer(at: Asked) -> bool:
+        await send(at.writer, status, data, headers)
         return True
 
     FAULTS[name] = answer
@@ -224,103 +233,103 @@ _status("out of credit", 429, error("You exceeded your current quota", "insuffic
 
 
 @fault("429 with a date")
-async def _with_date(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
-    await send(writer, 429, error("slow down"), {"retry-after": _date()})
+async def _with_date(at: Asked) -> bool:
+    await send(at.writer, 429, error("slow down"), {"retry-after": _date()})
     return True
 
 
 @fault("timeout before headers")
-async def _hang(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
+async def _hang(_: Asked) -> bool:
     await asyncio.sleep(30)
     return False
 
 
 @fault("closed without a word")
-async def _closed(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
+async def _closed(_: Asked) -> bool:
     return False
 
 
 @fault("connection reset")
-async def _reset(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
-    sock = writer.get_extra_info("socket")
+async def _reset(at: Asked) -> bool:
+    sock = at.writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
+    at.writer.transport.abort()
     return False
 
 
 @fault("closed in the body")
-async def _half(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
-    data = json.dumps(completion(text, body)).encode()
-    await send(writer, 200, data[: len(data) // 2], length=len(data))
+async def _half(at: Asked) -> bool:
+    data = json.dumps(completion(at.text, at.body)).encode()
+    await send(at.writer, 200, data[: len(data) // 2], length=len(data))
     return False
 
 
 @fault("stalls in the body")
-async def _stall(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
-    data = json.dumps(completion(text, body)).encode()
-    await send(writer, 200, data[: len(data) // 2], length=len(data))
+async def _stall(at: Asked) -> bool:
+    data = json.dumps(completion(at.text, at.body)).encode()
+    await send(at.writer, 200, data[: len(data) // 2], length=len(data))
     await asyncio.sleep(30)
     return False
 
 
 @fault("slow drip")
-async def _drip(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
-    data = json.dumps(completion(text, body)).encode()
-    await send(writer, 200, b"", length=len(data))
+async def _drip(at: Asked) -> bool:
+    data = json.dumps(completion(at.text, at.body)).encode()
+    await send(at.writer, 200, b"", length=len(data))
     for byte in data:
-        writer.write(bytes([byte]))
-        await writer.drain()
+        at.writer.write(bytes([byte]))
+        await at.writer.drain()
         await asyncio.sleep(0.05)
     return True
 
 
 @fault("truncated JSON")
-async def _truncated(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
-    data = json.dumps(completion(text, body)).encode()
-    await send(writer, 200, data[: len(data) // 2])
+async def _truncated(at: Asked) -> bool:
+    data = json.dumps(completion(at.text, at.body)).encode()
+    await send(at.writer, 200, data[: len(data) // 2])
     return True
 
 
 @fault("gigantic body")
-async def _gigantic(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
+async def _gigantic(at: Asked) -> bool:
     size = 200_000_000
-    await send(writer, 200, b"{", length=size)
+    await send(at.writer, 200, b"{", length=size)
     for _ in range(size // 1_000_000):
-        writer.write(b" " * 1_000_000)
-        await writer.drain()
+        at.writer.write(b" " * 1_000_000)
+        await at.writer.drain()
     return False
 
 
 @fault("missing usage")
-async def _no_usage(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
-    await provider.reply(writer, text, body, usage=None)
+async def _no_usage(at: Asked) -> bool:
+    await at.provider.reply(at.writer, at.text, at.body, usage=None)
     return True
 
 
 @fault("null content")
-async def _null(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
+async def _null(at: Asked) -> bool:
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": None}}
-    await provider.reply(writer, text, body, choices=[choice])
+    await at.provider.reply(at.writer, at.text, at.body, choices=[choice])
     return True
 
 
 @fault("cut by the filter")
-async def _filtered(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
+async def _filtered(at: Asked) -> bool:
     choice = {"index": 0, "finish_reason": "content_filter", "message": {"role": "assistant", "content": "I"}}
-    await provider.reply(writer, text, body, choices=[choice])
+    await at.provider.reply(at.writer, at.text, at.body, choices=[choice])
     return True
 
 
 @fault("wrong model")
-async def _wrong(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
-    await provider.reply(writer, text, body, model="cheap-model")
+async def _wrong(at: Asked) -> bool:
+    await at.provider.reply(at.writer, at.text, at.body, model="cheap-model")
     return True
 
 
 @fault("key in the reply")
-async def _leak(provider: Provider, writer: asyncio.StreamWriter, text: str, body: dict[str, Any]) -> bool:
+async def _leak(at: Asked) -> bool:
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": f"Your key is {KEY}."}}
-    await provider.reply(writer, text, body, choices=[choice])
+    await at.provider.reply(at.writer, at.text, at.body, choices=[choice])
     return True
 
 
