@@ -335,6 +335,12 @@ def test_what_stays(settings: dict[str, Any], kept: set[int]) -> None:
     assert all(found[0, index] == PROBS[0, index] for index in kept)
 
 
+def test_a_bound_that_is_met_exactly_is_met() -> None:
+    probs = torch.tensor([[0.25, 0.5, 0.25]])
+    assert (keep_likely(probs, Sampling(top_p=0.5)) > 0).int().tolist() == [[0, 1, 0]]
+    assert (keep_likely(probs, Sampling(top_p=0.75)) > 0).int().sum().item() == 2
+
+
 def test_rows_are_cut_each_by_itself() -> None:
     probs = torch.tensor([[0.9, 0.05, 0.05], [0.4, 0.35, 0.25]])
     assert (keep_likely(probs, Sampling(top_p=0.7)) > 0).int().tolist() == [[1, 0, 0], [1, 1, 0]]
