@@ -68,8 +68,8 @@ class Arms:
         found = {str(item.step): item for item in checkpoint.find(self._folder / CHECKPOINTS, stage)}
         if step not in found:
             raise RunFolderError(
-                f"{self._folder / CHECKPOINTS} holds no {stage}-{step}, which {CHOICE} names: delete {CHOICE} to choose "
-                "again among the checkpoints that are there"
+                f"{self._folder / CHECKPOINTS} holds no {stage}-{step}, which {CHOICE} names: delete that file to "
+                "choose again among the checkpoints that are there"
             )
         return entries(found[step].tensors("student"), "weights.")
 

@@ -69,7 +69,7 @@ def _student(config: RunConfig) -> list[Line]:
         *lines,
         ("layers", str(layers)),
         ("context", f"{context} tokens"),
-        ("weights", f"{bytes_there / 1e9:.2f} GB"),
+        ("weights", f"{bytes_there / 1e9:.3g} GB"),
     ]
 
 
