@@ -16,7 +16,7 @@ settings.register_profile("gad", deadline=None, derandomize=True)
 settings.load_profile("gad")
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:  # noqa: ARG001
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Two threads on a loaded machine can be many times slower than one."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)

@@ -1,4 +1,3 @@
-# ruff: noqa: ARG005 - scripts answer whatever they are asked
 """Both judges from replies to figures, with scripts in the place of the model."""
 
 from __future__ import annotations

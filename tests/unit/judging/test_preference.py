@@ -28,19 +28,19 @@ def judged(judge, quality, lengths, other_lengths, seed=0):
     ]
 
 
-def left(better, longer, shown_first, g):  # noqa: ARG001
+def left(better, longer, shown_first, g):
     return float(shown_first)
 
 
-def longer_wins(better, longer, shown_first, g):  # noqa: ARG001
+def longer_wins(better, longer, shown_first, g):
     return float(longer)
 
 
-def perfect(better, longer, shown_first, g):  # noqa: ARG001
+def perfect(better, longer, shown_first, g):
     return float(better)
 
 
-def coin(better, longer, shown_first, g):  # noqa: ARG001
+def coin(better, longer, shown_first, g):
     return float(g.random() < 0.5)
 
 
