@@ -98,8 +98,8 @@ class Connection(asyncio.Protocol):
             PROMPT_TOKENS + words,
         )
         body = (
-            b'{"id": "chatcmpl-0", "object": "chat.completion", "created": 1, "model": "teacher", "choices": [{"index": 0, '
-            b'"finish_reason": "stop", "message": {"role": "assistant", "content": "%s"}}], "usage": %s}'
+            b'{"id": "chatcmpl-0", "object": "chat.completion", "created": 1, "model": "teacher", "choices": '
+            b'[{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "%s"}}], "usage": %s}'
             % (TEXT[: 5 * words].encode(), usage)
         )
         told = b""
