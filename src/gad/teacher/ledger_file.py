@@ -29,10 +29,10 @@ class LedgerFile:
             if path.stat().st_size == 0:
                 writer.append({"gad_ledger": VERSION, "created": round(time.time(), 3)})
         sync_folder(path.parent)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-        self.size = os.fstat(self._descriptor).st_size
         self._reserve = path.with_name(RESERVE)
         _allocate(self._reserve, reserve)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self.size = os.fstat(self._descriptor).st_size
 
     def write(self, data: bytes) -> int:
         """Append; returns the offset. Not on disk before `sync`."""

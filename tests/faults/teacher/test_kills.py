@@ -1,0 +1,176 @@
+"""A collector killed at any moment, two at once, a disk that fills up."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from faults.teacher.collecting import KEY_VARIABLE, check_no_key, check_nothing_lost, config_for, prompts, rows, run
+from faults.teacher.provider import KEY, Provider
+from gad.errors import RunFolderError
+from gad.teacher.ledger import LEDGER, Ledger
+
+pytestmark = pytest.mark.faults
+
+COLLECT = """
+import sys
+from pathlib import Path
+from faults.teacher.collecting import config_for, prompts, Recorder
+from gad.stages.collect_api import collect
+from gad.teacher.shards import Shard
+collect(config_for(sys.argv[1]), prompts(int(sys.argv[3])), Path(sys.argv[2]), progress=Recorder())
+"""
+TESTS = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+
+
+def collector(provider: Provider, folder: Path, count: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", COLLECT, provider.url, str(folder), str(count)],
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def events(folder: Path) -> list[str]:
+    path = folder / "teacher" / LEDGER
+    if not path.exists():
+        return []
+    return [json.loads(line).get("event", "") for line in path.read_bytes().split(b"\n")[:-1] if line]
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
+    draw = random.Random(20)
+    count = 2000
+    with Provider(delay=0.05) as provider:
+        for _ in range(20):
+            had = sum(provider.books.asked.values())
+            process = collector(provider, tmp_path, count)
+            while process.poll() is None and sum(provider.books.asked.values()) == had:
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0.0, 0.3))
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        time.sleep(0.2)
+        summary, _ = run(config_for(provider.url), prompts(count), tmp_path)
+        lost = events(tmp_path).count("lost")
+        check_nothing_lost(provider, tmp_path, prompts(count), twice=lost)
+        assert summary.kept == count
+        assert 20 <= lost <= 20 * config_for(provider.url).limits.concurrency
+        assert summary.spent_usd <= provider.books.usd + 1e-9
+        assert provider.books.usd <= summary.spent_usd + summary.maybe_usd
+
+
+def test_a_torn_last_line_is_cut_and_its_request_asked_again(tmp_path: Path) -> None:
+    with Provider() as provider:
+        run(config_for(provider.url), prompts(20), tmp_path)
+        path = tmp_path / "teacher" / LEDGER
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-30])
+        summary, progress = run(config_for(provider.url), prompts(20), tmp_path)
+    assert summary.kept == 20
+    assert summary.lost == 1
+    assert sum(provider.books.asked.values()) == 21
+    assert any("1 requests were under way" in line and "possibly paid" in line for line in progress.lines)
+
+
+def test_a_second_collector_is_refused(tmp_path: Path) -> None:
+    with Provider(delay=0.2) as provider:
+        process = collector(provider, tmp_path, 200)
+        while not provider.books.asked:
+            time.sleep(0.01)
+        with pytest.raises(RunFolderError, match=f"in use by process {process.pid}"):
+            run(config_for(provider.url), prompts(200), tmp_path)
+        assert process.communicate()[1] == b""
+        assert process.returncode == 0
+        check_nothing_lost(provider, tmp_path, prompts(200))
+
+
+def test_a_stop_waits_for_what_is_under_way(tmp_path: Path) -> None:
+    stopped = threading.Event()
+    with Provider(delay=0.2) as provider:
+        threading.Timer(0.6, stopped.set).start()
+        summary, _ = run(config_for(provider.url), prompts(200), tmp_path, stop=stopped.is_set)
+        assert summary.stopped
+        assert 0 < summary.kept == sum(provider.books.bought.values()) < 200
+        assert summary.maybe_usd == 0.0
+        done, _ = run(config_for(provider.url), prompts(200), tmp_path)
+        assert done.kept == 200
+        assert max(provider.books.bought.values()) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_loses_no_reply_that_is_under_way(small_disk: Path) -> None:
+    with Provider(delay=0.02) as provider:
+        config = config_for(provider.url, limits={"concurrency": 64})
+        with pytest.raises(RunFolderError, match=r"No space left.*safe"):
+            run(config, prompts(1600), small_disk)
+        bought = sum(provider.books.bought.values())
+        assert bought > 200
+        check_no_key(small_disk)
+        text = (small_disk / "teacher" / LEDGER).read_text(encoding="utf-8")
+        assert text.endswith("\n")
+        assert text.count('"event":"reply"') == bought
+
+        subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
+        summary, _ = run(config, prompts(1600), small_disk)
+        assert summary.kept == 1600
+        assert max(provider.books.bought.values()) == 1
+
+
+def test_a_disk_that_is_full_from_the_start(small_disk: Path) -> None:
+    (small_disk / "filler").write_bytes(b"x" * (2**20 - 3 * 4096))
+    with Provider() as provider:
+        with pytest.raises(RunFolderError, match="No space left"):
+            run(config_for(provider.url), prompts(10), small_disk)
+        assert not provider.books.asked
+
+
+def test_damage_in_the_middle_is_named_with_its_line(tmp_path: Path) -> None:
+    with Provider() as provider:
+        run(config_for(provider.url), prompts(5), tmp_path)
+    path = tmp_path / "teacher" / LEDGER
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b"garbage\n", *lines[3:]]))
+    with pytest.raises(RunFolderError, match=rf"{LEDGER}:4: no line of a ledger"):
+        Ledger(tmp_path / "teacher")
+
+
+def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
+    with Provider() as provider:
+        run(config_for(provider.url), prompts(5), tmp_path)
+        path = tmp_path / "teacher" / LEDGER
+        path.write_bytes(path.read_bytes().replace(b'"gad_ledger": 1', b'"gad_ledger": 2'))
+        with pytest.raises(RunFolderError, match="format 2, and this gad reads format 1"):
+            run(config_for(provider.url), prompts(5), tmp_path)
+    assert len(rows(tmp_path / "teacher.jsonl")) == 5
