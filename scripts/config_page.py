@@ -13,9 +13,9 @@ from gad.config.run import RunConfig
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 HEAD = """# Configuration
 
-One YAML file is a run. Every key, its default and what it means; made by `python scripts/config_page.py` from the types
-that check the file. Any key can be overridden on the command line: `gad run run.yaml adversarial.steps=100`. Unknown keys
-are refused with the line and the nearest key. Where a section has variants, `kind` picks one.
+One YAML file is a run. Every key, its default and what it means; made by `python scripts/config_page.py` from the
+types that check the file. Any key can be overridden on the command line: `gad run run.yaml adversarial.steps=100`.
+Unknown keys are refused with the line and the nearest key. Where a section has variants, `kind` picks one.
 """
 
 
