@@ -15,7 +15,7 @@ from gad.errors import GadError
 from gad.progress import Progress
 from gad.records import Prompt
 from gad.storage import write_json
-from gad.teacher.batch import run_batches
+from gad.teacher.batch import held_by_batches, run_batches
 from gad.teacher.caller import ApiCaller, never
 from gad.teacher.client import Exchange
 from gad.teacher.files import Contents, write_files
@@ -77,13 +77,11 @@ def collect(
             )
         )
         job = _Job(config, caller, progress, shown, shard, retry_failed, stop)
+        caller.purse.hold(held_by_batches(own))
         job.plan(prompts)
         failure: GadError | None = None
         try:
-            if batch:
-                run_batches(config, caller, job.requests(prompts), progress, stop)
-            else:
-                job.buy(prompts)
+            job.buy(prompts, batch=batch)
         except GadError as error:
             failure = error
         summary = job.finish(folder if shard is None else own, own)
@@ -169,18 +167,26 @@ class _Job:
             if state in self._again:
                 yield request
 
-    def buy(self, prompts: Iterable[Prompt]) -> None:
+    def buy(self, prompts: Iterable[Prompt], *, batch: bool) -> None:
         """Until everything is settled, a stop, or an error."""
-        if self._missing == 0:
+        waiting = self.counts.get(State.IN_BATCH, 0) if batch else 0
+        if self._missing + waiting == 0:
             return
         total = sum(self.counts.values())
-        self.progress.say(f"teacher: {self._missing} of {total} replies to buy from {self.config.model}")
-        display = Display(self.progress, "collect", total, total - self._missing, self.caller.purse.cap)
-        with display:
+        in_batches = f", {waiting} of them in batches already" if waiting else ""
+        self.progress.say(
+            f"teacher: {self._missing + waiting} of {total} replies to buy from {self.config.model}{in_batches}"
+        )
+        settled = total - self._missing - self.counts.get(State.IN_BATCH, 0)
+        requests, caller, watch = self.requests(prompts), self.caller, self.shown.watch
+        with Display(self.progress, "collect", total, settled, caller.purse.cap) as display:
             self.shown.display = display
             try:
-                for _ in self.caller.outcomes(self.requests(prompts), retry_failed=self.retry_failed):
-                    pass
+                if batch:
+                    run_batches(self.config, caller, requests, self.stop, watch)
+                else:
+                    for _ in caller.outcomes(requests, retry_failed=self.retry_failed):
+                        pass
             finally:
                 self.shown.display = None
 

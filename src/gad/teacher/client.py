@@ -23,6 +23,8 @@ from gad.errors import ConfigError
 from gad.teacher.failures import Failure, Next, of_status
 from gad.teacher.wire import PATHS
 
+_CONNECT_SECONDS = 15.0
+"""For a name to be found and a connection to be made; what fails here was not sent, and cost nothing."""
 _KEEP_SECONDS = 20.0
 """An idle connection is closed before the usual servers do (60 s and more), so that no request meets its end."""
 _COMPRESSED = 64
@@ -72,9 +74,10 @@ def needed_key(variable: str | None) -> str | None:
 
 def new_client(config: ApiConfig, key: str | None, http_client: Any) -> Any:
     """An `AsyncOpenAI` that leaves retries to us, and tells other hosts nothing of the user's OpenAI account."""
-    from openai import AsyncAzureOpenAI, AsyncOpenAI, Omit
+    from openai import AsyncAzureOpenAI, AsyncOpenAI, Omit, Timeout
 
-    settings: dict[str, Any] = {"max_retries": 0, "timeout": None, "http_client": http_client}
+    timeout = Timeout(None, connect=min(_CONNECT_SECONDS, config.limits.timeout_seconds / 2))
+    settings: dict[str, Any] = {"max_retries": 0, "timeout": timeout, "http_client": http_client}
     endpoint = config.endpoint
     if isinstance(endpoint, AzureEndpoint):
         return AsyncAzureOpenAI(

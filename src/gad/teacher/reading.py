@@ -22,6 +22,7 @@ class Work:
     """A request, from its first attempt to its outcome.
 
     hold: USD that an attempt costs at most. bytes: of all messages. others: later requests with the same key.
+    batch: sent through the Batch API, at its price.
     """
 
     request: ApiRequest
@@ -30,6 +31,7 @@ class Work:
     bytes: int
     max_tokens: int
     hold: float
+    batch: bool = False
     first_time: bool = True
     tokens: float = 0.0
     sent: int = 0
@@ -38,15 +40,16 @@ class Work:
     others: list[ApiRequest] = field(default_factory=list)
 
     def cost(self, prices: PriceList, usage: Usage) -> float:
-        return cost(prices.prices, usage)
+        """USD of a reply with this usage."""
+        return cost(prices.prices, usage, batch=self.batch)
 
 
-def work_of(config: ApiConfig, prices: PriceList, request: ApiRequest, key: str) -> Work:
+def work_of(config: ApiConfig, prices: PriceList, request: ApiRequest, key: str, *, batch: bool = False) -> Work:
     """Make a request ready to be sent."""
     body = json.dumps(request_body(config, request), ensure_ascii=True, separators=(",", ":")).encode()
     most = request.max_tokens or config.sampling.max_tokens
     size = sum(len(message.content.encode("utf-8", "replace")) for message in request.messages)
-    return Work(request, key, body, size, most, most_cost(prices.prices, request.messages, most))
+    return Work(request, key, body, size, most, most_cost(prices.prices, request.messages, most, batch=batch), batch)
 
 
 class Guess:
