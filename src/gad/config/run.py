@@ -46,24 +46,31 @@ class CheckpointConfig(Section):
     every_steps: PositiveInt = 50
     """The paper saves and tests every 50 steps."""
     keep_last: PositiveInt = 2
+    """So many checkpoints of each stage are kept; more to choose from with `evaluation.checkpoint`."""
 
 
 class IndependentDiscriminator(Section):
     """A discriminator that takes no part in training: own seed, own samples of the warm-up student."""
 
     epochs: PositiveFloat = 1.0
+    """Times that every training prompt is seen."""
     replies_per_prompt: PositiveInt = 2
+    """Samples of the warm-up student that meet each teacher reply."""
     batch_size: PositiveInt = 16
+    """Prompts a step."""
     layer: PositiveInt | None = None
     """As `discriminator.layer`."""
     optimizer: Optimizer = Optimizer(learning_rate=2e-4, max_grad_norm=1.0)
+    """2e-4 taught an adapter of the quickstart's size within an epoch."""
 
 
 class NamedDecoding(Section):
     """A way to draw replies for evaluation; every student is decoded alike."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    """Stands in file names and tables."""
     sampling: Sampling
+    """How its replies are drawn; temperature 0 is greedy."""
 
 
 class CheckpointChoice(Section):
@@ -72,6 +79,7 @@ class CheckpointChoice(Section):
     metric: Literal["preference", "c2st_auc", "last"] = "last"
     """Measured on the held-out set. `last` does not choose: nothing is selected on the set that is reported."""
     min_length_ratio: PositiveFloat = 0.67
+    """See `max_length_ratio`."""
     max_length_ratio: PositiveFloat = 1.5
     """Mean reply length over the teacher's must lie in this window; the paper asks for it but gives no bound."""
 
@@ -94,10 +102,13 @@ class EvaluationConfig(Section):
     )
     """The first one is the headline's."""
     independent: IndependentDiscriminator = IndependentDiscriminator()
+    """The judge of preference, trained apart from the game."""
     style: str | None = None
     """A regular expression that a reply of the house style matches."""
     checkpoint: CheckpointChoice = CheckpointChoice()
+    """Which checkpoint becomes the student."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """Of all intervals."""
     max_prompts: PositiveInt | None = None
     """Use only so many prompts of each set."""
 
@@ -124,19 +135,29 @@ class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """Name of the run and of its folder."""
     seed: NonNegativeInt = 0
+    """Everything random follows from it and from what it is for: order, samples, adapters, splits, intervals."""
     runs_dir: Path = Path("runs")
+    """The run folder is made in here. May change within a run, when the folder is moved."""
     data: DataConfig
+    """Prompts and the teacher's replies."""
     prompt: PromptConfig = PromptConfig()
+    """How conversations become tokens."""
     student: StudentConfig
+    """The model that is trained."""
     discriminator: DiscriminatorConfig = SharedDiscriminator()
+    """Who tells the student's replies from the teacher's; `shared` costs one adapter."""
     seqkd: SeqkdConfig | None = None
     """The control: the same student trained by cross-entropy alone. Leave it out to skip it."""
     warmup: WarmupConfig | None = WarmupConfig()
     """null skips the warm-up: an ablation of the paper's that does badly."""
     adversarial: AdversarialConfig | None = AdversarialConfig()
+    """null leaves it out, and the warm-up's student is the result."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured when training is done."""
     compute: ComputeConfig = ComputeConfig()
+    """May change within a run."""
     checkpoints: CheckpointConfig = CheckpointConfig()
+    """May change within a run."""
 
     @field_validator("runs_dir")
     @classmethod

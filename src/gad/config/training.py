@@ -15,6 +15,7 @@ class Optimizer(Section):
     """AdamW and its schedule."""
 
     learning_rate: PositiveFloat
+    """Each stage has a default of its own."""
     schedule: Literal["constant", "linear"] = "constant"
     """`linear` decays to zero at the last step of the stage; `constant` is the paper's."""
     warmup_steps: NonNegativeInt = 0
@@ -22,6 +23,7 @@ class Optimizer(Section):
     weight_decay: NonNegativeFloat = 0.01
     """The official scripts'."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """AdamW's decay rates of gradient and squared gradient; torch's defaults."""
     max_grad_norm: PositiveFloat = 0.2
     """The gradient is scaled down to this norm; 0.2 is the official scripts' for both models."""
 
@@ -32,6 +34,7 @@ class Sampling(Section):
     temperature: NonNegativeFloat = 0.8
     """0 is greedy. The paper trains at 0.8; gradients are those of the policy at this temperature."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Only the likeliest tokens that make up this share are drawn; 1 is the paper's."""
     top_k: NonNegativeInt = 0
     """0 keeps the whole vocabulary."""
 
@@ -42,6 +45,7 @@ class SeqkdConfig(Section):
     epochs: PositiveFloat = 3.0
     """The paper's baseline gets 3."""
     batch_size: PositiveInt = 256
+    """Prompts a step; the paper's."""
     optimizer: Optimizer = Optimizer(learning_rate=5e-6)
     """The paper's rate for full tuning."""
 
@@ -50,8 +54,11 @@ class WarmupPhase(Section):
     """A part of the warm-up: who is trained, and for how long."""
 
     train: Literal["student", "discriminator", "both"] = "both"
+    """Who is trained in this phase."""
     epochs: PositiveFloat | None = None
+    """Times that every prompt is seen; or give `steps`."""
     steps: PositiveInt | None = None
+    """So many steps; or give `epochs`."""
 
     @model_validator(mode="after")
     def _one_length(self) -> WarmupPhase:
@@ -69,10 +76,13 @@ class WarmupConfig(Section):
     )
     """In order. The default is the official scripts': the discriminator alone for 10 steps, then both for an epoch."""
     batch_size: PositiveInt = 256
+    """Prompts a step; the paper's."""
     replies_per_prompt: PositiveInt = 8
     """Samples of the student that meet each teacher reply in the discriminator's loss."""
     student: Optimizer = Optimizer(learning_rate=5e-6)
+    """The paper's rate with an open teacher; 1e-6 with GPT-5-Chat."""
     discriminator: Optimizer = Optimizer(learning_rate=5e-6)
+    """As the student's, as in the paper."""
 
 
 class MeanOnly(Section):
@@ -107,6 +117,7 @@ class Reinforce(Section):
 
     kind: Literal["reinforce"] = "reinforce"
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """Mean over all tokens of a batch, or over replies with each reply's mean."""
 
 
 class Clipped(Section):
@@ -114,8 +125,11 @@ class Clipped(Section):
 
     kind: Literal["clipped"] = "clipped"
     clip: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """The ratio counts within 1 - clip and 1 + clip; 0.2 is the official scripts'."""
     dual_clip: Annotated[float, Field(gt=1.0)] | None = 3.0
+    """Bound of the ratio for negative advantages; null for none. 3 is the official scripts'."""
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """As in `reinforce`; `token_mean` is the official scripts'."""
 
 
 class ConstantLength(Section):
@@ -123,6 +137,7 @@ class ConstantLength(Section):
 
     kind: Literal["constant_length"] = "constant_length"
     clip: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """As in `clipped`."""
 
 
 class SequenceRatio(Section):
@@ -130,7 +145,9 @@ class SequenceRatio(Section):
 
     kind: Literal["sequence_ratio"] = "sequence_ratio"
     clip_low: PositiveFloat = 3e-4
+    """The ratio counts from 1 - clip_low; GSPO's value."""
     clip_high: PositiveFloat = 4e-4
+    """The ratio counts up to 1 + clip_high; GSPO's value."""
 
 
 PolicyLoss = Annotated[Reinforce | Clipped | ConstantLength | SequenceRatio, Field(discriminator="kind")]
@@ -144,6 +161,7 @@ class Kl(Section):
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """k3 is the paper's low-variance estimator, exp(d) - d - 1."""
     place: Literal["loss", "reward"] = "loss"
+    """A term of the loss, as in the paper, or a part of the reward."""
 
     @model_validator(mode="after")
     def _k1_has_no_gradient(self) -> Kl:
@@ -157,6 +175,7 @@ class BradleyTerry(Section):
 
     kind: Literal["bradley_terry"] = "bradley_terry"
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Share of pairs taken as if they were the other way round; above 0 did harm on the testbeds."""
 
 
 class CrossEntropy(Section):
@@ -164,6 +183,7 @@ class CrossEntropy(Section):
 
     kind: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """As in `bradley_terry`."""
 
 
 class LeastSquares(Section):
@@ -181,19 +201,27 @@ class AdversarialConfig(Section):
     epochs: PositiveFloat | None = 2.0
     """The paper's; leave it empty (null) where `steps` is given."""
     steps: PositiveInt | None = None
+    """So many steps, in place of `epochs`."""
     batch_size: PositiveInt = 256
     """Prompts a step."""
     replies_per_prompt: PositiveInt = 8
+    """The group whose rewards are compared; the paper's N. Fewer than 8 did worse on the testbeds."""
     sampling: Sampling = Sampling()
+    """How the replies that are scored are drawn."""
     student: Optimizer = Optimizer(learning_rate=1e-6, schedule="linear")
     """A linear decay did best on every testbed; the paper's schedule is constant."""
     discriminator: Optimizer = Optimizer(learning_rate=1e-6)
+    """The paper's rate; on the testbeds about 7 times the student's did best."""
     on_policy_discriminator: bool = True
     """False freezes the discriminator after the warm-up: the arm that is hacked."""
     discriminator_loss: DiscriminatorLoss = BradleyTerry()
+    """What the discriminator minimises; Bradley-Terry is the paper's."""
     advantages: Advantages = MeanOnly()
+    """From a group's rewards to advantages; `mean_only` did best on the testbeds, `std_scaled` is the paper's."""
     policy_loss: PolicyLoss = Clipped()
+    """What the student minimises; `clipped` is the paper's."""
     kl: Kl = Kl()
+    """The pull back to the student at the start of this stage."""
     cross_entropy_weight: NonNegativeFloat = 0.0
     """Cross-entropy on the teacher's replies, mixed in: a dial from mode seeking back to coverage."""
     max_bad_steps: NonNegativeInt = 5
