@@ -5,8 +5,9 @@ usage is known. A header that says how much remains bounds the bucket from both 
 than that minus all that is under way or came back since the request was sent (the provider may or may not have counted
 it when it wrote the header).
 
-A 429 slows down once for all requests that were sent before it: the bucket's rate where there is a bucket, the number
-of requests at once where there is none. Both recover slowly.
+A 429 slows down once for all requests that were sent before it. Where there is a bucket, requests weigh more from then
+on: some providers count `max_tokens` instead of what is written, or share the limit with other programs. Where there is
+none, fewer go at once. Both recover slowly.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from dataclasses import dataclass
 from gad.config.teacher import ApiLimits
 from gad.teacher.headers import Allowance, allowance
 
-_BURST_SECONDS = 1.0
+_BURST_SECONDS, _LEAST_BURST = 1.0, 2.0
 _FIRST_WINDOW = 16.0
-_CUT, _CUT_WINDOW = 0.85, 0.7
-_RECOVER_PER_SECOND = 0.01
+_CUT_WINDOW = 0.7
+_HEAVIER, _LIGHTER_PER_SECOND, _HEAVIEST = 1.08, 0.002, 50.0
 _SHARE = 0.995
 """Of a limit that only the run file states: the provider's clock is not ours."""
 
@@ -32,7 +33,7 @@ class Bucket:
     def __init__(self, per_minute: float | None, now: float) -> None:
         self.per_minute = per_minute
         self._stated = per_minute is not None
-        self._share = _SHARE
+        self._weight = 1.0
         self._time = now
         self.level = self._burst
         self.under_way = 0.0
@@ -40,35 +41,38 @@ class Bucket:
 
     @property
     def _rate(self) -> float:
-        return (self.per_minute or 0.0) / 60.0 * self._share
+        return (self.per_minute or 0.0) / 60.0 * (_SHARE if self._stated else 1.0)
 
     @property
     def _burst(self) -> float:
-        return self._rate * _BURST_SECONDS
+        return max(_LEAST_BURST, self._rate * _BURST_SECONDS)
 
     def delay(self, amount: float, now: float) -> float:
         """Seconds until so much may be taken. An amount above the burst waits for a full bucket and leaves a debt."""
         if self.per_minute is None:
             return 0.0
         self._fill(now)
-        return max(0.0, (min(amount, self._burst) - self.level) / self._rate)
+        return max(0.0, (min(self._weight * amount, self._burst) - self.level) / self._rate)
 
-    def take(self, amount: float, now: float) -> None:
+    def take(self, amount: float, now: float) -> float:
+        """Take so much; returns what is to be given to `settle`."""
         self._fill(now)
-        self.level -= amount
-        self.under_way += amount
+        taken = self._weight * amount
+        self.level -= taken
+        self.under_way += taken
+        return taken
 
-    def settle(self, guessed: float, used: float) -> None:
-        """A request that was guessed to take `guessed` took `used`."""
-        self.level += guessed - used
-        self.under_way -= guessed
-        self.came_back += guessed
+    def settle(self, taken: float, used: float) -> None:
+        """A request for which `taken` was taken used `used`."""
+        self.level += taken - self._weight * used
+        self.under_way -= taken
+        self.came_back += taken
 
     def learn(self, said: Allowance, came_back_at_sending: float, now: float) -> None:
         """Follow the provider's headers; a limit in the run file stays a limit."""
         if said.limit is not None and said.limit > 0 and not self._stated:
             if self.per_minute is None:
-                self._share, self._time = 1.0, now
+                self._time = now
             self.per_minute = said.limit
         if self.per_minute is None:
             return
@@ -79,22 +83,25 @@ class Bucket:
         self.level = min(self.level, said.remaining)
 
     def slow_down(self) -> None:
-        self._share = max(0.05, self._share * _CUT)
+        """Too much was taken."""
+        self._weight = min(_HEAVIEST, self._weight * _HEAVIER)
         self.level = min(self.level, 0.0)
 
     def _fill(self, now: float) -> None:
         seconds, self._time = now - self._time, now
-        self._share = min(_SHARE if self._stated else 1.0, self._share + _RECOVER_PER_SECOND * seconds)
+        self._weight = max(1.0, self._weight * (1.0 - _LIGHTER_PER_SECOND * min(seconds, 10.0)))
         if self.level < self._burst:
             self.level = min(self._burst, self.level + self._rate * seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A request under way. tokens: guessed. sent: when. requests_back, tokens_back: what had come back by then."""
+    """A request under way. tokens: guessed. sent: when. *_taken: of the buckets; *_back: what had come back by then."""
 
     tokens: float
     sent: float
+    requests_taken: float
+    tokens_taken: float
     requests_back: float
     tokens_back: float
 
@@ -135,9 +142,8 @@ class Pace:
         """A request goes out; its ticket is given back when it comes back, whatever came of it."""
         now = self._clock()
         self.under_way += 1
-        self.requests.take(1.0, now)
-        self.tokens.take(tokens, now)
-        return Ticket(tokens, now, self.requests.came_back, self.tokens.came_back)
+        taken = self.requests.take(1.0, now), self.tokens.take(tokens, now)
+        return Ticket(tokens, now, *taken, self.requests.came_back, self.tokens.came_back)
 
     def came_back(self, ticket: Ticket, used: float | None, headers: Mapping[str, str], wall: float) -> None:
         """A reply came. used: tokens by its usage. wall: seconds since 1970, for headers with dates."""
@@ -177,5 +183,5 @@ class Pace:
 
     def _settle(self, ticket: Ticket, used: float) -> None:
         self.under_way -= 1
-        self.requests.settle(1.0, 1.0)
-        self.tokens.settle(ticket.tokens, used)
+        self.requests.settle(ticket.requests_taken, 1.0)
+        self.tokens.settle(ticket.tokens_taken, used)
