@@ -115,7 +115,7 @@ class BatchBook:
         try:
             answer = read_body(self._config.api, self._caller.scrub.bytes(content))
         except Malformed as malformed:
-            raise of_malformed(malformed) from None
+            raise of_malformed(malformed, {}) from None
         headers = {"x-request-id": str(response.get("request_id") or "")}
         return reply_of(work, answer, headers, self._caller.prices, self._guess, time.time())
 

@@ -20,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from gad.config.teacher import ApiConfig, AzureEndpoint
 from gad.errors import ConfigError
-from gad.teacher.failures import Failure, Next, of_status
+from gad.teacher.failures import UNREACHABLE, Failure, Next, of_status
 from gad.teacher.wire import PATHS
 
 _CONNECT_SECONDS = 15.0
@@ -237,7 +237,7 @@ def _lost(error: BaseException, config: ApiConfig) -> Failure:
     text = " ".join(str(error).split())[:300] or type(error).__name__
     never_sent = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
     if isinstance(error, never_sent):
-        return Failure("unreachable", f"{address(config)} cannot be reached ({text})", Next.RETRY)
+        return Failure(UNREACHABLE, f"{address(config)} cannot be reached ({text})", Next.RETRY)
     if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
         return Failure("bad request", text, Next.STOP)
     return Failure("connection lost", f"{type(error).__name__}: {text}", Next.RETRY, maybe_paid=True)

@@ -14,7 +14,7 @@ from gad.errors import GadError, TeacherError
 from gad.teacher.book import Book
 from gad.teacher.client import address
 from gad.teacher.desk import Desk, Parcel
-from gad.teacher.failures import Failure, Next, of_malformed
+from gad.teacher.failures import NO_API, UNREACHABLE, Failure, Next, of_malformed
 from gad.teacher.index import State
 from gad.teacher.limits import Pace, Ticket
 from gad.teacher.money import too_expensive
@@ -29,7 +29,7 @@ _STREAK = 5
 _HOPELESS = 10
 """Requests given up before the first reply ever: no request will be answered."""
 _ATTEMPTS_TO_REACH = 4
-"""Of the first request of a run, where the endpoint cannot be reached at all."""
+"""Of the first request of a run, where no API can be reached at all."""
 _BACKLOG = 5000
 """Outcomes that wait for the caller before nothing more is sent."""
 
@@ -190,7 +190,7 @@ class Dispatch:
             await self._failed(work, ticket, failure, 0.0)
         except Malformed as error:
             usd = 0.0 if error.usage is None else work.cost(desk.prices, error.usage)
-            await self._failed(work, ticket, of_malformed(error), usd)
+            await self._failed(work, ticket, of_malformed(error, response.headers), usd)
         else:
             reply, maybe = reply_of(work, answer, response.headers, desk.prices, self._guess, time.time())
             self._guess.learn(work, reply.usage)
@@ -243,7 +243,7 @@ class Dispatch:
         if failure.next is Next.SLOW_DOWN:
             return work.refusals < self._limits.max_rate_limited
         most = self._limits.max_attempts
-        if failure.reason == "unreachable" and self._tally.replies == 0:
+        if failure.reason in (UNREACHABLE, NO_API) and self._tally.replies == 0:
             most = min(most, _ATTEMPTS_TO_REACH)
         return work.failures < most
 

@@ -43,6 +43,8 @@ class Failure(Exception):
 
 CONTENT_FILTER = "content filter"
 TOO_LONG = "prompt too long"
+UNREACHABLE = "unreachable"
+NO_API = "no API there"
 _FILTERED = re.compile(
     r"content[_ -]?filter|content management policy|moderation|flagged|safety system|usage polic", re.I
 )
@@ -100,8 +102,10 @@ def _refused(status: int, message: str, said: str) -> Failure:
     return Failure("bad request", text, Next.GIVE_UP)
 
 
-def of_malformed(error: Malformed) -> Failure:
-    """A success that is no reply. Without a usage nobody knows whether it was charged for."""
+def of_malformed(error: Malformed, headers: Mapping[str, str]) -> Failure:
+    """A success that is no reply. Without a usage nobody knows whether it was charged for, but for a web page."""
+    if "html" in headers.get("content-type", ""):
+        return Failure(NO_API, "a web page was answered: is base_url right, up to /v1?", Next.RETRY)
     if error.reason == "error in a reply" and _FILTERED.search(str(error)):
         return Failure(CONTENT_FILTER, str(error), Next.GIVE_UP)
     return Failure(error.reason, str(error), Next.RETRY, maybe_paid=error.usage is None)

@@ -32,6 +32,7 @@ class Books:
     under_way: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    routes: set[str] = field(default_factory=set)
 
 
 class Provider:
@@ -116,6 +117,7 @@ class Provider:
             self.books.asked[text] += 1
             self.books.bodies.append(body)
             self.books.headers.append(headers)
+            self.books.routes.add(route)
             fault = self.plan(text, before)
         if self.delay:
             await asyncio.sleep(self.delay)
@@ -127,7 +129,7 @@ class Provider:
 
     async def reply(self, writer: asyncio.StreamWriter, text: str, body: dict[str, Any], **changes: Any) -> None:
         """A whole reply, with books kept."""
-        whole = {**completion(text, body), **changes}
+        whole = {**completion(text, body), **changes} if "messages" in body else response(text, body)
         data = json.dumps(whole).encode()
         with self._lock:
             self.books.bought[text] += 1
@@ -154,6 +156,15 @@ def completion(text: str, body: dict[str, Any]) -> dict[str, Any]:
         "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": words}}],
         "usage": {"prompt_tokens": prompt, "completion_tokens": len(words.split()), "total_tokens": 0},
     }
+
+
+def response(text: str, body: dict[str, Any]) -> dict[str, Any]:
+    """As the Responses API answers."""
+    chat = completion(text, body)
+    part = {"type": "output_text", "text": chat["choices"][0]["message"]["content"]}
+    usage = {"input_tokens": chat["usage"]["prompt_tokens"], "output_tokens": chat["usage"]["completion_tokens"]}
+    output = [{"type": "message", "content": [part]}]
+    return {"model": body["model"], "status": "completed", "output": output, "usage": {**chat["usage"], **usage}}
 
 
 async def send(
@@ -216,6 +227,7 @@ _status("502 as HTML", 502, b"<html><body>Bad gateway</body></html>", {"content-
 _status("503", 503, error("busy"), {"retry-after": "0.02"})
 _status("529", 529, error("overloaded"))
 _status("invalid JSON", 200, b"{'choices': oops")
+_status("a web page", 200, b"<html>Welcome</html>", {"content-type": "text/html"})
 _status("empty body", 200, b"")
 _status("a JSON list", 200, b"[1, 2]")
 _status("empty choices", 200, json.dumps({"model": "m", "choices": []}).encode())
@@ -352,6 +364,7 @@ MENDS_ITSELF = (
     "invalid JSON",
     "truncated JSON",
     "empty body",
+    "a web page",
     "a JSON list",
     "empty choices",
     "error in a success",

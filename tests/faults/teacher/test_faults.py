@@ -176,6 +176,15 @@ def test_a_wrong_address_stops_before_every_prompt_is_tried(tmp_path: Path) -> N
         assert sum(provider.books.asked.values()) < 40
 
 
+def test_a_web_page_where_the_api_should_be(tmp_path: Path) -> None:
+    with Provider(lambda *_: "a web page") as provider:
+        with pytest.raises(TeacherError, match="a web page was answered: is base_url right"):
+            run(config_for(provider.url), prompts(COUNT), tmp_path)
+        assert max(provider.books.asked.values()) == 4
+        summary, _ = run(config_for(provider.url), [], tmp_path)
+        assert summary.maybe_usd == 0.0
+
+
 def test_the_bill_is_the_servers_to_the_cent(tmp_path: Path) -> None:
     kinds = [kind for kind in MENDS_ITSELF if kind != "slow drip"]
     draw = random.Random(4)

@@ -170,6 +170,40 @@ def test_azure_and_openai_are_told_apart() -> None:
     assert TeacherConfig(model="m").endpoint.kind == "openai"
 
 
+def test_the_responses_api_from_end_to_end(tmp_path: Path) -> None:
+    with Provider() as provider:
+        summary, _ = run(config_for(provider.url, api="responses"), prompts(5), tmp_path)
+    assert provider.books.routes == {"POST /v1/responses"}
+    assert summary.kept == 5
+    assert summary.spent_usd == pytest.approx(provider.books.usd)
+    assert rows(tmp_path / "teacher.jsonl")[3]["completion"] == "Here is a reply to: Question number 3"
+
+
+def test_azure_from_end_to_end(tmp_path: Path) -> None:
+    with Provider() as provider:
+        azure = {
+            "azure_endpoint": provider.url.removesuffix("/v1"),
+            "api_version": "2024-10-21",
+            "api_key_env": KEY_VARIABLE,
+        }
+        summary, _ = run(config_for(provider.url, endpoint=azure), prompts(5), tmp_path)
+    assert provider.books.routes == {"POST /openai/deployments/m/chat/completions?api-version=2024-10-21"}
+    assert provider.books.headers[0]["api-key"] == KEY
+    assert {name for body in provider.books.bodies for name in body} == {"model", "messages", "max_completion_tokens"}
+    assert summary.kept == 5
+
+
+def test_the_key_goes_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-mine")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-of-mine")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-another-key-0123456789")
+    with Provider() as provider:
+        config = config_for(provider.url, endpoint={"base_url": provider.url, "api_key_env": None})
+        run(config, prompts(3), tmp_path)
+    assert "of-mine" not in str(provider.books.headers)
+    assert "another-key" not in str(provider.books.headers)
+
+
 def test_the_seam_yields_one_outcome_for_every_request_known_or_new(tmp_path: Path) -> None:
     def asked(count: int) -> list[ApiRequest]:
         return [ApiRequest(f"q{n}", (Message("user", f"Question number {n}"),)) for n in range(count)]
