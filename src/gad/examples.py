@@ -31,8 +31,8 @@ class Examples:
         usable = self._usable("train", examples)
         if not usable:
             raise RunFolderError(
-                f"none of {len(examples)} training prompts fits: raise prompt.max_prompt_tokens, "
-                "or take a model with a longer context"
+                f"none of {len(examples)} training prompts fits into {self._shop.prompt_limit} tokens: raise "
+                "prompt.max_prompt_tokens, lower prompt.max_reply_tokens, or take a model with a longer context"
             )
         return usable
 

@@ -172,4 +172,7 @@ class Pipeline:
         self._progress.say(f"student: {self.folder / 'student'}")
 
     def _done(self, stage: str) -> bool:
-        return done_checkpoint(self.folder, stage) is not None
+        done = done_checkpoint(self.folder, stage)
+        if done is not None:
+            self._progress.say(f"{stage}: done before, in {done.path.name}")
+        return done is not None

@@ -5,9 +5,11 @@ Both are written a line per prompt; `summarize` turns them into figures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gad.errors import TrainingStopped
 from gad.models.tokens import Codec
 from gad.records import Example, GeneratedReply, Rollout, RolloutGroup
 from gad.storage import read_jsonl, write_jsonl
@@ -43,8 +45,15 @@ def score(
 
 
 def likelihood(path: Path, examples: Sequence[Example], student: StudentTrainer) -> None:
-    """Nats per token of the teacher's reply."""
+    """Nats per token of the teacher's reply. Raises TrainingStopped for a student that gives no finite ones."""
     values = student.teacher_nll([e.prompt for e in examples], [e.replies[0] for e in examples])
+    broken = [e.prompt.id for e, value in zip(examples, values, strict=True) if not math.isfinite(value)]
+    if broken:
+        raise TrainingStopped(
+            f"the student {path.parent.name} has diverged: its likelihood of the teacher's reply is not finite for "
+            f"{len(broken)} of {len(values)} prompts, {broken[0]} first. Begin again under another name with a lower "
+            "learning rate; checkpoints and replies are as they were"
+        )
     write_jsonl(path, ({"id": e.prompt.id, "nll": value} for e, value in zip(examples, values, strict=True)))
 
 

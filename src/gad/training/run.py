@@ -177,7 +177,8 @@ class StageRun:
                 self._save()
                 raise TrainingStopped(
                     f"{self.stage}: the {name}'s gradient was not finite in {bad_steps} steps, the last of them "
-                    f"step {self.step}; those steps changed nothing. Lower its learning rate, or use float32; "
+                    f"step {self.step}; those steps changed nothing. Begin again under "
+                    "another name with a lower learning rate, or in float32; "
                     f"the state is saved in {self._checkpoints / f'{self.stage}-{self.step}'}"
                 )
 

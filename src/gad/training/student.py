@@ -122,13 +122,13 @@ class StudentTrainer:
         return sums_PG
 
     def teacher_nll(self, prompts: Sequence[Prompt], replies: Sequence[TeacherReply]) -> list[float]:
-        """Mean negative log-likelihood of each reply in nats per token; nothing is trained."""
+        """Mean negative log-likelihood of each reply in nats per token, 0 for one of no tokens; nothing is trained."""
         rows = [self._imitation_row(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
         result = [0.0] * len(rows)
         with torch.no_grad(), self.member.using():
             for picked, _, batch in self._batcher.micro_batches(rows):
                 logps_BT, _ = self._logps(self.member, batch)
-                means = -logps_BT.sum(-1) / batch.readout.mask_BL.sum(-1)
+                means = -logps_BT.sum(-1) / batch.readout.mask_BL.sum(-1).clamp(min=1)
                 for index, value in zip(picked, means.tolist(), strict=True):
                     result[index] = value
         return result

@@ -158,9 +158,10 @@ def test_warm_up_only(run: Path) -> None:
 
 
 def test_a_torn_last_line_of_a_running_stage_is_no_damage(run: Path) -> None:
+    whole = write_report(run).read_text()
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "adversarial", "ste')
-    write_report(run)
+    assert write_report(run).read_text() == whole
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_greedy_equals_transformers_generate(architecture: str) -> None:
     assert len({token for ids in found for token in ids}) >= 10
 
 
-def same(one: list[list[Rollout]], other: list[list[Rollout]], atol: float = 1e-10) -> None:
+def assert_same(one: list[list[Rollout]], other: list[list[Rollout]], atol: float = 1e-10) -> None:
     assert [[r.token_ids for r in group] for group in one] == [[r.token_ids for r in group] for group in other]
     assert [[r.finished for r in group] for group in one] == [[r.finished for r in group] for group in other]
     mine = [logp for group in one for r in group for logp in r.logps]
@@ -122,7 +122,7 @@ def test_some_end_and_some_are_cut(many: list[list[Rollout]]) -> None:
 @pytest.mark.parametrize("rows", [1, 6, 7, 13, 30])
 def test_a_reply_does_not_depend_on_the_batch_size(many: list[list[Rollout]], rows: int) -> None:
     made, _ = engine(rows=rows)
-    same(made.generate(requests(6), FREE), many)
+    assert_same(made.generate(requests(6), FREE), many)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -132,16 +132,16 @@ def test_nor_on_finished_rows_being_dropped(
     """0: no row is ever dropped; 1: each as soon as it ends."""
     monkeypatch.setattr(local, "DROP_SHARE", share)
     made, _ = engine()
-    same(made.generate(requests(6), FREE), many)
+    assert_same(made.generate(requests(6), FREE), many)
 
 
 def test_nor_on_its_neighbours_or_the_order(many: list[list[Rollout]]) -> None:
     made, _ = engine()
     order = [3, 0, 4, 2, 1]
     shuffled = made.generate([requests(6)[index] for index in order], FREE)
-    same(shuffled, [many[index] for index in order])
+    assert_same(shuffled, [many[index] for index in order])
     alone = [made.generate([request], FREE)[0] for request in requests(6)]
-    same(alone, many)
+    assert_same(alone, many)
 
 
 def test_nor_on_its_siblings(many: list[list[Rollout]]) -> None:
@@ -152,19 +152,19 @@ def test_nor_on_its_siblings(many: list[list[Rollout]]) -> None:
         Request(request.prompt, request.prompt_ids, tuple(request.seeds[i] for i in pick))
         for request, pick in zip(requests(6), picks, strict=True)
     ]
-    same(made.generate(asked, FREE), [[group[i] for i in pick] for group, pick in zip(many, picks, strict=True)])
+    assert_same(made.generate(asked, FREE), [[group[i] for i in pick] for group, pick in zip(many, picks, strict=True)])
 
 
 def test_in_float32_as_well() -> None:
     one, _ = engine(dtype=torch.float32)
     other, _ = engine(dtype=torch.float32, rows=7)
-    same(one.generate(requests(4), FREE), other.generate(requests(4), FREE), atol=2e-4)
+    assert_same(one.generate(requests(4), FREE), other.generate(requests(4), FREE), atol=2e-4)
 
 
 def test_seeds_reproduce_and_tell_apart(many: list[list[Rollout]]) -> None:
     torch.manual_seed(99)
     made, _ = engine()
-    same(made.generate(requests(6), FREE), many)
+    assert_same(made.generate(requests(6), FREE), many)
     others = made.generate(requests(6, shift=500), FREE)
     differ = [a.token_ids != b.token_ids for x, y in zip(others, many, strict=True) for a, b in zip(x, y, strict=True)]
     assert sum(differ) >= 28
@@ -257,10 +257,10 @@ def test_log_probabilities_are_those_before_top_p_and_top_k() -> None:
 def test_a_merged_copy_samples_what_live_adapters_sample(architecture: str, tuning: Lora | Full) -> None:
     live, _ = engine(architecture, dtype=torch.float32, ends=False, tuning=tuning, limit=8)
     merged, _ = engine(architecture, dtype=torch.float32, ends=False, tuning=tuning, limit=8, merged=True)
-    same(live.generate(requests(2), FREE), merged.generate(requests(2), FREE), atol=1e-3)
+    assert_same(live.generate(requests(2), FREE), merged.generate(requests(2), FREE), atol=1e-3)
     exact_live, _ = engine(architecture, ends=False, tuning=tuning, limit=8)
     exact_merged, _ = engine(architecture, ends=False, tuning=tuning, limit=8, merged=True)
-    same(exact_live.generate(requests(2), FREE), exact_merged.generate(requests(2), FREE), atol=1e-5)
+    assert_same(exact_live.generate(requests(2), FREE), exact_merged.generate(requests(2), FREE), atol=1e-5)
 
 
 @pytest.mark.parametrize("merged", [True, False])
@@ -269,7 +269,7 @@ def test_new_weights_are_sampled_from_once_loaded(merged: bool) -> None:
     before = made.generate(requests(2), GREEDY)
     plain.shake(member, torch.float64, seed=50, scale=0.5)
     if merged:
-        same(made.generate(requests(2), GREEDY), before)
+        assert_same(made.generate(requests(2), GREEDY), before)
     made.load_weights(member, version=8)
     after = made.generate(requests(2), GREEDY)
     assert [r.token_ids for g in after for r in g] != [r.token_ids for g in before for r in g]
