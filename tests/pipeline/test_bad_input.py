@@ -151,18 +151,19 @@ SETTINGS: dict[str, tuple[tuple[str, ...], int, str]] = {
         2,
         "prompt.max_reply_tokens=512 fills the model's context of 512 tokens: leave room for the prompt",
     ),
-    "no prompt fits": (("prompt.max_prompt_tokens=5",), 1, "none of 12 training prompts fits: raise prompt.max_prompt"),
+    "no prompt fits": (("prompt.max_prompt_tokens=5",), 1, "none of 12 training prompts fits into 5 tokens: raise prompt.max_prompt"),
     "context short": (
         ("prompt.max_reply_tokens=490", "prompt.max_prompt_tokens=9999"),
         1,
-        "none of 12 training prompts fits: raise prompt.max_prompt_tokens, or take a model with a longer context",
+        "none of 12 training prompts fits into 22 tokens: raise prompt.max_prompt_tokens, lower prompt.max_reply_tokens, "
+        "or take a model with a longer context",
     ),
     "layer": (("discriminator.layer=9",), 1, "layer 9: the model has 4 layers; lower discriminator.layer"),
     "targets": (("student.tuning.targets=[nope]",), 1, "student.tuning.targets=('nope',): Target modules {'nope'}"),
     "package": (("student.model=package:not-there",), 1, "package not-there is not installed: pip install"),
     "gguf": (("student.model=not-there.gguf",), 1, "not-there.gguf: no such file"),
     "folder": (("student.model=./not-there",), 1, "not-there: no such model folder"),
-    "name on the hub": (("student.model=nobody/nothing",), 1, "nobody/nothing: cannot be loaded as a causal language"),
+    "name on the hub": (("student.model=nobody/nothing",), 1, "nobody/nothing: no usable tokenizer ("),
     "own discriminator": (
         ("discriminator={kind: own, model: ./not-there}",),
         1,

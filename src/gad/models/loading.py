@@ -58,10 +58,12 @@ def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> PreTra
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:
             raise ValueError("it has no vocabulary")  # what transformers makes of a folder without tokenizer files
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"{reference}: no usable tokenizer ({_first_line(error)}); save one into the folder with "
-            "tokenizer.save_pretrained(...), or check the name"
-        ) from error
+        way_out = (
+            "save one into the folder with tokenizer.save_pretrained(...)"
+            if Path(source).is_dir()
+            else "check the name on huggingface.co, the connection, and HF_TOKEN where the model is gated"
+        )
+        raise ModelError(f"{reference}: no usable tokenizer ({_first_line(error)}); {way_out}") from error
     return tokenizer
 
 
