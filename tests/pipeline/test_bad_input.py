@@ -151,12 +151,16 @@ SETTINGS: dict[str, tuple[tuple[str, ...], int, str]] = {
         2,
         "prompt.max_reply_tokens=512 fills the model's context of 512 tokens: leave room for the prompt",
     ),
-    "no prompt fits": (("prompt.max_prompt_tokens=5",), 1, "none of 12 training prompts fits into 5 tokens: raise prompt.max_prompt"),
+    "no prompt fits": (
+        ("prompt.max_prompt_tokens=5",),
+        1,
+        "none of 12 training prompts fits into 5 tokens: raise prompt.max_prompt",
+    ),
     "context short": (
         ("prompt.max_reply_tokens=490", "prompt.max_prompt_tokens=9999"),
         1,
-        "none of 12 training prompts fits into 22 tokens: raise prompt.max_prompt_tokens, lower prompt.max_reply_tokens, "
-        "or take a model with a longer context",
+        "none of 12 training prompts fits into 22 tokens: raise prompt.max_prompt_tokens, lower "
+        "prompt.max_reply_tokens, or take a model with a longer context",
     ),
     "layer": (("discriminator.layer=9",), 1, "layer 9: the model has 4 layers; lower discriminator.layer"),
     "targets": (("student.tuning.targets=[nope]",), 1, "student.tuning.targets=('nope',): Target modules {'nope'}"),
