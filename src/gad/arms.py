@@ -11,9 +11,10 @@ from torch import Tensor
 from gad.build import Workshop
 from gad.config.run import RunConfig
 from gad.errors import RunFolderError
+from gad.folder import CHECKPOINTS
 from gad.training import checkpoint
 from gad.training.optimizer import entries
-from gad.training.run import CHECKPOINTS, done_checkpoint
+from gad.training.run import done_checkpoint
 
 BASE = "base"
 HEADLINE = "gad"

@@ -29,6 +29,7 @@ VERBS = (
     stages.adversarial,
     stages.generate,
     stages.evaluate,
+    around.fork,
     around.report,
     around.export,
     around.arena,

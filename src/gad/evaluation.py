@@ -13,6 +13,7 @@ from gad.config.run import NamedDecoding, RunConfig
 from gad.config.training import Optimizer
 from gad.errors import RunFolderError
 from gad.examples import Examples
+from gad.folder import CHECKPOINTS
 from gad.records import Example, GeneratedReply, Prompt
 from gad.schedule import steps_for
 from gad.stages import generate, measure, summarize, warmup
@@ -21,7 +22,7 @@ from gad.stages.measure import scores_path
 from gad.storage import write_json, write_jsonl
 from gad.training import checkpoint
 from gad.training.discriminator import DiscriminatorTrainer
-from gad.training.run import CHECKPOINTS, Place, StageRun
+from gad.training.run import Place, StageRun
 
 TEACHER = "teacher"
 HELD_OUT = "held_out"

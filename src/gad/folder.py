@@ -16,6 +16,8 @@ from gad.errors import RunFolderError
 from gad.storage import lock, remove_leftovers, write_json
 
 CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 FREE_SECTIONS = ("compute", "checkpoints", "runs_dir")
 """What may change while a run goes on: where and in what pieces it is computed, and how often it is saved."""
 _SHOWN_CHANGES = 5

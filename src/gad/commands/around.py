@@ -54,6 +54,26 @@ def plan(run_file: RunFile, overrides: Overrides = None) -> None:
         show(config, derive(config))
 
 
+def fork(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="The run folder to take over from.")],
+    run_file: RunFile,
+    overrides: Overrides = None,
+) -> None:
+    """Begin a new run with what another one has done with the same settings: try another rate, keep the warm-up.
+
+    Finished stages and replies are copied where everything that they follow from is the same; `gad run` does the rest.
+
+    Example: `gad fork runs/quickstart recipes/quickstart.yaml name=gentle adversarial.student.learning_rate=1e-4`
+    """
+    with settings(run_file, overrides) as config:
+        from gad.fork import fork as take_over
+
+        taken = take_over(source, config)
+        typer.echo(f"differs: {', '.join(taken.changes) or 'nothing'}")
+        typer.echo(f"taken over: the data, {', '.join(taken.stages) or 'no stage'}")
+        typer.echo(f"{config.folder} is made; next: gad run {' '.join([str(run_file), *(overrides or ())])}")
+
+
 def report(run_file: RunFile, overrides: Overrides = None) -> None:
     """One HTML file about the run, from whatever is there so far; also while it runs.
 

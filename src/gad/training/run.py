@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gad.config.run import CheckpointConfig
 from gad.errors import TrainingStopped
+from gad.folder import CHECKPOINTS, METRICS
 from gad.progress import Progress
 from gad.records import Example, TeacherReply
 from gad.seeds import stable_seed
@@ -24,9 +25,6 @@ from gad.signals import StopRequest
 from gad.storage import JsonlWriter, keep_rows
 from gad.training import checkpoint
 from gad.training.checkpoint import Checkpoint
-
-METRICS = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
 
 
 class Trained(Protocol):
