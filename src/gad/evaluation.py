@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
-from gad.arms import CHOICE, HEADLINE, Arms
+from gad.arms import BASE, CHOICE, HEADLINE, Arms
 from gad.build import Workshop
 from gad.config.run import NamedDecoding, RunConfig
 from gad.config.training import Optimizer
@@ -16,7 +16,7 @@ from gad.examples import Examples
 from gad.folder import CHECKPOINTS
 from gad.records import Example, GeneratedReply, Prompt
 from gad.schedule import steps_for
-from gad.stages import generate, measure, summarize, warmup
+from gad.stages import generate, independent, measure, summarize
 from gad.stages.generate import missing, replies_path
 from gad.stages.measure import scores_path
 from gad.storage import write_json, write_jsonl
@@ -26,6 +26,7 @@ from gad.training.run import Place, StageRun
 
 TEACHER = "teacher"
 HELD_OUT = "held_out"
+SAMPLES = "samples"
 IDLE = Optimizer(learning_rate=1e-9)
 """For a trainer that only measures."""
 
@@ -129,11 +130,11 @@ class Evaluation:
         waiting = [job for job in jobs if not paths[job].exists()]
         if not waiting:
             return
-        independent = self._independent()
+        judge = self._independent()
         with self._place.progress.task("score", len(waiting)) as task:
             for job in waiting:
                 replies = generate.read_replies(job.path)
-                measure.score(paths[job], job.set.examples, replies, independent, self._shop.codec)
+                measure.score(paths[job], job.set.examples, replies, judge, self._shop.codec)
                 task.advance()
                 self._place.stop.check()
 
@@ -150,7 +151,7 @@ class Evaluation:
             self._place.stop.check()
 
     def _independent(self) -> DiscriminatorTrainer:
-        """The evaluation's own discriminator, trained on its own samples of the warm-up student."""
+        """The evaluation's own discriminator, trained on its own samples of the base and the warm-up student."""
         settings = self.config.evaluation.independent
         steps = steps_for(settings.epochs, len(self._examples.train), settings.batch_size)
         trainer = self._shop.independent_trainer(steps)
@@ -163,12 +164,17 @@ class Evaluation:
             parts={"discriminator": trainer},
         )
         if not run.done:
-            self._arms.take_warm()
-            student = self._shop.student_trainer(IDLE, 1)
-            sampling = self.config.evaluation.decodings[0].sampling
-            sampler = self._shop.sampler("independent", sampling, settings.replies_per_prompt)
-            warmup.train(run, [("discriminator", steps)], student, trainer, sampler)
+            jobs = self._sample_jobs(run.drawn())
+            self._fill(jobs)
+            samples = [generate.read_replies(job.path) for job in jobs]
+            independent.train(run, trainer, samples, self._shop.codec)
         return trainer
+
+    def _sample_jobs(self, examples: list[Example]) -> list[Job]:
+        """Replies to training prompts by the students that the independent discriminator learns from."""
+        decoding, train = self.config.evaluation.decodings[0], EvaluationSet("train", examples)
+        students = [BASE] if self.config.warmup is None else [BASE, "warmup"]
+        return [Job(name, train, decoding, self.folder / SAMPLES / f"{name}.jsonl") for name in students]
 
     def _choose(self) -> None:
         """Pick the checkpoint that is the student, once, and write down why."""

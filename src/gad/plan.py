@@ -140,13 +140,14 @@ def _evaluation(config: RunConfig, measured: dict[str, int], train: int) -> list
     students = 1 + (config.seqkd is not None) + (config.adversarial is not None or config.warmup is not None)
     prompts = sum(min(size, settings.max_prompts or size) for size in measured.values())
     steps = steps_for(independent.epochs, train, independent.batch_size)
+    samples = 1 if config.warmup is None else 2
     return [
         ("students", str(students)),
         ("decodings", ", ".join(decoding.name for decoding in settings.decodings)),
         ("replies", f"{students * prompts * len(settings.decodings):,}"),
         (
             "independent discriminator",
-            f"{steps:,} steps of {independent.batch_size} x {independent.replies_per_prompt}",
+            f"{steps:,} steps of {independent.batch_size} prompts, each with {samples} samples",
         ),
     ]
 

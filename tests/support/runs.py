@@ -65,7 +65,7 @@ def run_config(folder: Path, model: Path | str, **changes: Any) -> RunConfig:
         },
         "evaluation": {
             "style": "Tip: ",
-            "independent": {"epochs": 0.4, "batch_size": 4, "replies_per_prompt": 2, "optimizer": optimizer},
+            "independent": {"epochs": 0.4, "batch_size": 4, "optimizer": optimizer},
         },
         "compute": {"device": "cpu", "threads": 1},
         "checkpoints": {"every_steps": 1},

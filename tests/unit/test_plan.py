@@ -42,7 +42,7 @@ def test_steps_batches_and_replies_by_hand(tmp_path: Path) -> None:
     assert plan["adversarial"]["longest row"] == "176 tokens; budget of a micro-batch 4,096"
     assert plan["evaluation"]["students"] == "3"
     assert plan["evaluation"]["replies"] == str(3 * 2 * (5 + 4))
-    assert plan["evaluation"]["independent discriminator"] == "2 steps of 4 x 2"
+    assert plan["evaluation"]["independent discriminator"] == "2 steps of 4 prompts, each with 2 samples"
 
 
 def test_epochs_become_steps_and_a_batch_larger_than_the_data_is_said(tmp_path: Path) -> None:

@@ -50,14 +50,12 @@ class CheckpointConfig(Section):
 
 
 class IndependentDiscriminator(Section):
-    """A discriminator that takes no part in training: own seed, own samples of the warm-up student."""
+    """A discriminator that takes no part in training: own seed, own samples of the base and the warm-up student."""
 
     epochs: PositiveFloat = 1.0
     """Times that every training prompt is seen."""
-    replies_per_prompt: PositiveInt = 2
-    """Samples of the warm-up student that meet each teacher reply."""
     batch_size: PositiveInt = 16
-    """Prompts a step."""
+    """Prompts a step; each teacher reply meets one sample of either student."""
     layer: PositiveInt | None = None
     """As `discriminator.layer`."""
     optimizer: Optimizer = Optimizer(learning_rate=2e-4, max_grad_norm=1.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gad.errors import TrainingStopped
 from gad.models.tokens import Codec
-from gad.records import Example, GeneratedReply, Rollout, RolloutGroup
+from gad.records import Example, GeneratedReply, Rollout, RolloutGroup, TeacherReply
 from gad.storage import read_jsonl, write_jsonl
 from gad.training.discriminator import DiscriminatorTrainer
 from gad.training.student import StudentTrainer
@@ -38,7 +38,7 @@ def score(
     codec: Codec,
 ) -> None:
     """Score teacher and student on every prompt."""
-    groups = [_group(example, replies[example.prompt.id], codec) for example in examples]
+    groups = [group(example, example.replies[0], [replies[example.prompt.id]], codec) for example in examples]
     teacher_P, student_PG = independent.score(groups)
     rows = zip(examples, teacher_P.tolist(), student_PG[:, 0].tolist(), strict=True)
     write_jsonl(path, ({"id": e.prompt.id, "teacher": teacher, "student": student} for e, teacher, student in rows))
@@ -62,7 +62,11 @@ def read_column(path: Path, column: str) -> dict[str, float]:
     return {row["id"]: row[column] for row in read_jsonl(path)}
 
 
-def _group(example: Example, reply: GeneratedReply, codec: Codec) -> RolloutGroup:
+def group(example: Example, teacher: TeacherReply, replies: Sequence[GeneratedReply], codec: Codec) -> RolloutGroup:
+    """Replies from disk beside one of the teacher's, as a discriminator reads them."""
+    return RolloutGroup(example, teacher, tuple(_rollout(reply, codec) for reply in replies))
+
+
+def _rollout(reply: GeneratedReply, codec: Codec) -> Rollout:
     ids = codec.reply_ids(reply.completion, finished=reply.finished).token_ids or (codec.end_id,)
-    rollout = Rollout(example.prompt.id, ids, reply.completion, reply.finished)
-    return RolloutGroup(example, example.replies[0], (rollout,))
+    return Rollout(reply.id, ids, reply.completion, reply.finished)

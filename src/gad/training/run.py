@@ -115,6 +115,13 @@ class StageRun:
         if self._saved_step < self.total_steps:
             self._save()
 
+    def drawn(self) -> list[Example]:
+        """The examples that the stage meets from its first step to its last, each once."""
+        met = {
+            drawn.example.prompt.id: drawn.example for step in range(self.total_steps) for drawn in self._batch(step)
+        }
+        return list(met.values())
+
     def log(self, step: int, *metrics: Mapping[str, float]) -> None:
         """One line of `metrics.jsonl`."""
         row: dict[str, Any] = {"stage": self.stage, "step": step, "time": time.time()}
