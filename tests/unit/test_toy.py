@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
+from claims import evidence  # noqa: E402
 from claims import toy as claim  # noqa: E402
 from examples import toy  # noqa: E402
 
@@ -166,10 +167,10 @@ def test_cross_entropy_holds_the_cover(outcomes: dict[str, Tensor]) -> None:
 
 
 def test_an_interval_is_student_s() -> None:
-    assert claim.interval([1.0, 2.0, 3.0]) == pytest.approx(
+    assert evidence.interval([1.0, 2.0, 3.0]) == pytest.approx(
         {"mean": 2.0, "low": 2.0 - 4.302653 / math.sqrt(3), "high": 2.0 + 4.302653 / math.sqrt(3), "seeds": 3}, rel=1e-6
     )
-    assert claim.interval([1.5]) == {"mean": 1.5, "low": None, "high": None, "seeds": 1}
+    assert evidence.interval([1.5]) == {"mean": 1.5, "low": None, "high": None, "seeds": 1}
 
 
 def test_committed_figures_follow_from_the_committed_rows() -> None:

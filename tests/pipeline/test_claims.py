@@ -1,0 +1,74 @@
+"""The quickstart's claims: figures over seeds, the table, the picture, and what is committed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from claims import quickstart  # noqa: E402
+from claims.quickstart_picture import draw  # noqa: E402
+
+from support import runs, tiny  # noqa: E402
+
+
+def rows(seed: int, decoding: str = "t1") -> list[dict[str, Any]]:
+    """Made-up figures: arm number + set number / 10 + seed / 100."""
+    return [
+        {"seed": seed, "arm": arm, "set": name, "decoding": decoding, "name": figure, "value": a + s / 10 + seed / 100}
+        for a, arm in enumerate(quickstart.ARMS)
+        for s, name in enumerate(quickstart.SETS)
+        for figure in ("preference", "c2st_auc")
+    ]
+
+
+def test_means_and_differences_are_over_seeds() -> None:
+    found = quickstart.summarized([*rows(1), *rows(3), *rows(2, "greedy")], "t1")
+    gad = found["gad"]["out_of_distribution"]["preference"]
+    assert (gad["mean"], gad["seeds"]) == (pytest.approx(3 + 0.1 + 0.02), 2)
+    assert gad["high"] - gad["mean"] == pytest.approx(12.706 * 0.01, rel=1e-3)  # t of one degree of freedom
+    paired = found["paired"]["gad_minus_base"]["held_out"]["preference"]
+    assert paired == pytest.approx({"mean": 3.0, "low": 3.0, "high": 3.0, "seeds": 2})
+    assert found["paired"]["gad_minus_gad_cross_entropy"]["held_out"]["c2st_auc"]["mean"] == pytest.approx(-1)
+
+
+def test_the_table_has_every_arm_and_every_difference() -> None:
+    both = [*rows(1), *rows(2), *rows(1, "greedy"), *rows(2, "greedy")]
+    greedy = quickstart.summarized(both, "greedy")
+    text = quickstart.table({**quickstart.summarized(both, "t1"), "greedy": greedy})
+    for title in quickstart.ARMS.values():
+        assert text.count(f"\n| {title} |") == 4
+    assert text.count("*GAD less ") == 16
+    assert "*GAD less SeqKD, 3 epochs* | +2.00 (+2.00 to +2.00)" in text
+
+
+def test_the_picture_has_a_mark_for_every_seed_and_arm() -> None:
+    svg = draw([*rows(1), *rows(2)], quickstart.ARMS, quickstart.SETS)
+    marks = [e for e in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}path") if "opacity" in e.attrib]
+    assert len(marks) == 2 * 5 * (2 + 1) + 5
+
+
+@pytest.mark.slow
+def test_a_seed_of_a_tiny_model_gives_every_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = runs.run_config(tmp_path, tiny.save(tmp_path / "model"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(config.model_dump(mode="json", exclude={"name"}) | {"name": "x"}), encoding="utf-8")
+    monkeypatch.setattr(quickstart, "RECIPE", recipe)
+    quickstart.run_seed(7, tmp_path / "work", ())
+    found = json.loads((tmp_path / "work" / "seed7.json").read_text(encoding="utf-8"))
+    assert found["seqkd_epochs_at_equal_time"] > 1
+    figures = quickstart.summarized(found["rows"], "t1")
+    for arm in quickstart.ARMS:
+        for name in quickstart.SETS:
+            assert {"preference", "c2st_auc", "style", "length_ratio"} <= figures[arm][name].keys()
+    assert figures["gad"]["held_out"] != figures["gad_cross_entropy"]["held_out"]
+    assert figures["seqkd"]["held_out"] != figures["seqkd_equal_time"]["held_out"]
