@@ -1,7 +1,7 @@
 """The quickstart and its controls on several seeds.
 
-`python -m claims.quickstart` writes claims/results/quickstart.json, the picture docs/images/quickstart.svg and the table
-in docs/quickstart-results.md.
+`python -m claims.quickstart` writes claims/results/quickstart.json, the picture docs/images/quickstart.svg and the
+table in docs/quickstart-results.md.
 
 The arms share a seed's texts, warm-up and independent discriminator, so their differences are paired. SeqKD at equal
 time has as many epochs as fit into the seconds of warm-up and adversarial stage, rounded up: in the control's favour.
