@@ -1,0 +1,234 @@
+"""Killed at any moment, the same command ends with the same bits: SIGKILLs over all stages and inside saving.
+
+    python -m bench.resume [--chains N] [--out FILE]
+
+A tiny model goes through every stage once without a stop. Then runs of the same config are killed again and again, once
+in each stage at a random moment of it and once inside each act of saving, and each time the same command goes on. When
+a run has come to its end, what it left is compared with the run that never stopped: the log without times, checkpoints,
+replies, scores, likelihoods, figures, the exported student, byte by byte. Writes bench/results/resume.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results" / "resume.json"
+STAGES = ("collect", "seqkd", "warmup", "adversarial", "generate", "evaluate", "export", "report")
+SAVING = ("seqkd", "warmup", "adversarial", "evaluate")
+"""Stages that save checkpoints; the evaluation trains its own discriminator."""
+MOST_OF_A_STAGE = 0.6
+"""Of what the stage takes in one go: kills before have left less of it to do."""
+SEED = 20
+LEFT_OUT = {"time", "created", "hours"}
+FILES = ("checkpoints/*/*.safetensors", "replies/**/*.jsonl", "scores/**/*.jsonl", "likelihoods/**/*.jsonl")
+MORE_FILES = ("student/*", "teacher.jsonl", "sets/*.jsonl", "choice.json", "tokens.json", "data.json", "config.json")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Where a run is killed: a share of the stage's time after its start, or at the n-th file operation of a save."""
+
+    stage: str
+    share: float = 0.0
+    operation: int | None = None
+
+
+def plan(dice: random.Random) -> Iterator[Kill]:
+    """The kills of one run, in the order of its stages."""
+    for stage in STAGES:
+        yield Kill(stage, dice.uniform(0.0, MOST_OF_A_STAGE))
+        if stage in SAVING:
+            yield Kill(stage, operation=dice.randint(1, 40))
+
+
+def write_run(folder: Path) -> Path:
+    """A tiny model, a few texts and their run file."""
+    from tests.support import runs, tiny
+
+    model = tiny.save(folder / "model")
+    config = runs.run_config(folder, model)
+    path = folder / "run.yaml"
+    path.write_text(json.dumps(config.model_dump(mode="json"), indent=1), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def launch(run_file: Path, name: str, kill: Kill | None, seconds: float, notes: Path) -> int:
+    """The command in a process of its own; returns its exit code."""
+    order = {"kill": None if kill is None else kill.__dict__, "seconds": seconds, "notes": str(notes)}
+    command = [sys.executable, "-m", "bench.resume", "--child", json.dumps(order), str(run_file), f"name={name}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    if done.returncode not in (0, -signal.SIGKILL):
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+    return done.returncode
+
+
+def child(order: dict[str, Any], arguments: list[str]) -> None:
+    """`gad run` that notes when its stages begin, and kills itself where it is told to."""
+    from gad import cli
+    from gad.pipeline import Pipeline
+
+    kill = None if order["kill"] is None else Kill(**order["kill"])
+    notes = Path(order["notes"])
+
+    def begins(stage: str) -> None:
+        with notes.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": stage, "time": time.monotonic()}) + "\n")
+        if kill is not None and kill.stage == stage and kill.operation is None:
+            wait = kill.share * order["seconds"]
+            threading.Timer(wait, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        if kill is not None and kill.stage == stage and kill.operation is not None:
+            _kill_in_save(kill.operation)
+
+    for stage in STAGES:
+        setattr(Pipeline, stage, _noted(getattr(Pipeline, stage), stage, begins))
+    sys.argv = ["gad", "run", *arguments]
+    cli.main()
+
+
+def _noted(method: Any, stage: str, begins: Any) -> Any:
+    def noted(self: Any, *arguments: Any) -> Any:
+        begins(stage)
+        return method(self, *arguments)
+
+    return noted
+
+
+def _kill_in_save(operation: int) -> None:
+    """SIGKILL at the n-th file operation inside a checkpoint that is being written or pruned."""
+    count = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        paths = [str(part) for part in arguments if isinstance(part, str | os.PathLike)]
+        if event.startswith(("open", "os.", "shutil.")) and any("checkpoints/." in path for path in paths):
+            count += 1
+            if count == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def durations(notes: Path) -> dict[str, float]:
+    """Seconds of each stage of the run that was never stopped."""
+    rows = [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]
+    ends = [row["time"] for row in rows[1:]] + [rows[-1]["time"] + 0.2]
+    return {row["stage"]: end - row["time"] for row, end in zip(rows, ends, strict=True)}
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What a run left, by what it is called."""
+    found: dict[str, Any] = {"metrics": _metrics(folder)}
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    found["figures"] = (summary["figures"], summary["paired"], summary["tokens"])
+    for pattern in (*FILES, *MORE_FILES):
+        for path in sorted(folder.glob(pattern)):
+            found[str(path.relative_to(folder))] = _bytes(path, folder.name)
+    return found
+
+
+def _bytes(path: Path, name: str) -> bytes:
+    """The file's bytes; out of texts are taken the run's own name and when a row was read, which differ."""
+    data = path.read_bytes()
+    if path.suffix == ".safetensors":
+        return data
+    return re.sub(rb'"created": ?[0-9.e+]+', b'"created": 0', data.replace(name.encode(), b"NAME"))
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    kept = [{k: v for k, v in row.items() if k not in LEFT_OUT and not k.startswith("time/")} for row in rows]
+    return sorted(kept, key=lambda row: (row["stage"], row["step"]))
+
+
+def differing(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Names of what differs."""
+    return sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+
+
+def chain(run_file: Path, number: int, seconds: dict[str, float], whole: dict[str, Any]) -> list[dict[str, Any]]:
+    """One run, killed in every stage and save, then brought to its end; a row for each kill."""
+    name, rows = f"killed-{number:02d}", list[dict[str, Any]]()
+    for kill in plan(random.Random(SEED + number)):
+        notes = run_file.parent / f"{name}-{len(rows)}.jsonl"
+        code = launch(run_file, name, kill, seconds[kill.stage], notes)
+        if code == 0:
+            continue  # it was done before the moment came
+        reached = json.loads(notes.read_text(encoding="utf-8").splitlines()[-1])["stage"]
+        rows.append({"run": name, "stage": reached, "in_save": kill.operation is not None, "aimed": kill.__dict__})
+    launch(run_file, name, None, 0.0, run_file.parent / f"{name}-last.jsonl")
+    differs = differing(contents(run_file.parent / "runs" / name), whole)
+    return [{**row, "equal": not differs, "differs": differs[:5]} for row in rows]
+
+
+def about(chains: int) -> dict[str, Any]:
+    """Where and of what these figures are."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    cpu = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "unknown")
+    return {
+        "commit": commit,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}",
+        "command": "make bench-resume" if chains == CHAINS else f"python -m bench.resume --chains {chains}",
+    }
+
+
+CHAINS = 7
+"""Each has 12 kills, less those whose moment does not come before the run's end."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.resume", description=__doc__)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--chains", type=int, default=CHAINS, help=f"runs to kill, 12 times each (default {CHAINS})")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    asked, rest = parser.parse_known_args()
+    if asked.child:
+        child(json.loads(asked.child), rest)
+        return
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    with tempfile.TemporaryDirectory() as name:
+        run_file = write_run(Path(name))
+        notes = run_file.parent / "whole.jsonl"
+        launch(run_file, "whole", None, 0.0, notes)
+        whole, seconds = contents(run_file.parent / "runs" / "whole"), durations(notes)
+        rows: list[dict[str, Any]] = []
+        for number in range(asked.chains):
+            rows += chain(run_file, number, seconds, whole)
+            print(f"run {number + 1} of {asked.chains}: {len(rows)} kills, all equal: {all(r['equal'] for r in rows)}")
+    counted = Counter(row["stage"] for row in rows)
+    results = {
+        "kills": len(rows),
+        "equal": sum(row["equal"] for row in rows),
+        "by_stage": {stage: counted[stage] for stage in STAGES},
+        "inside_saving": sum(row["in_save"] for row in rows),
+        **about(asked.chains),
+        "compared": sorted(whole),
+        "rows": rows,
+    }
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(f"kills {results['kills']}, equal {results['equal']}, by stage {results['by_stage']}. Written: {asked.out}")
+
+
+if __name__ == "__main__":
+    main()
