@@ -13,6 +13,7 @@ import torch
 from gad.config.models import Full, Lora, OwnDiscriminator, SharedDiscriminator
 from gad.config.run import RunConfig
 from gad.config.training import BradleyTerry, Optimizer, Sampling
+from gad.crew import ALONE, Crew, Here, everywhere, shared
 from gad.errors import ConfigError
 from gad.models.loading import check_vocabulary, load_model, load_tokenizer
 from gad.models.network import Member, Network
@@ -46,18 +47,20 @@ def device(name: str) -> torch.device:
     return chosen
 
 
-def set_threads(threads: int | None) -> None:
-    """As many threads as the run file says, else as many as cores this process may use."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+def set_threads(threads: int | None, processes: int = 1) -> None:
+    """As many threads as the run file says, else as many as cores this process may use; processes here share them."""
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // processes))
 
 
 class Workshop:
-    """Models and trainers of a run, made when first asked for and then kept."""
+    """Models and trainers of a run, made when first asked for and then kept; made in all processes of a crew alike."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, crew: Crew = ALONE) -> None:
         self._config = config
-        set_threads(config.compute.threads)
+        self.crew = crew
+        set_threads(config.compute.threads, crew.here)
         self._device = device(config.compute.device)
+        crew.adopt(self)
 
     @cached_property
     def codec(self) -> Codec:
@@ -66,7 +69,7 @@ class Workshop:
         tokenizer = load_tokenizer(student.model, trust_remote_code=student.trust_remote_code)
         return Codec(tokenizer, self._config.prompt)
 
-    @cached_property
+    @shared
     def engine(self) -> LocalEngine:
         """Samples from the student's network."""
         compute = self._config.compute
@@ -79,18 +82,20 @@ class Workshop:
             plain=plain,
         )
 
-    @cached_property
+    @shared
     def student(self) -> Member:
         """The student as it was before any training."""
         return self._network[0].member("student", seed=self._seed("student"))
 
-    @cached_property
+    @shared
     def reference(self) -> Member:
         """Holds the policy that the KL term pulls to."""
         student = self._config.student
         if isinstance(student.tuning, Lora):
             return self._network[0].member("reference", seed=self._seed("reference"))
-        return Network(self._load(student.model, student.dtype, student.trust_remote_code), Full()).member("reference")
+        network = Network(self._load(student.model, student.dtype, student.trust_remote_code), Full(), crew=self.crew)
+        network.shard()
+        return network.member("reference")
 
     @cached_property
     def prompt_limit(self) -> int:
@@ -113,18 +118,21 @@ class Workshop:
         """Examples whose prompt is within the limit."""
         return [example for example in examples if len(self.codec.prompt_ids(example.prompt)) <= self.prompt_limit]
 
+    @everywhere("loading models")
     def student_trainer(
         self, optimizer: Optimizer, total_steps: int, *, reference: Member | None = None
     ) -> StudentTrainer:
         """A trainer for the student as it is now."""
         member = self.student
-        updater = Updater(member.parameters(), optimizer, max(1, total_steps))
+        updater = Updater(member.parameters(), optimizer, max(1, total_steps), self.crew)
         return StudentTrainer(member, self.codec, self._batcher(member), updater, reference=reference)
 
+    @everywhere("loading models")
     def discriminator_trainer(self, optimizer: Optimizer | None, total_steps: int) -> DiscriminatorTrainer:
         """A trainer for the discriminator as it is now; None leaves it as it is."""
         return self._scorer_trainer(self._discriminator, optimizer, total_steps)
 
+    @everywhere("loading models")
     def independent_trainer(self, total_steps: int) -> DiscriminatorTrainer:
         """The evaluation's own discriminator."""
         optimizer = self._config.evaluation.independent.optimizer
@@ -152,18 +160,24 @@ class Workshop:
         plain = load_model(
             student.model, dtype=DTYPES[student.dtype], device=self._device, trust_remote_code=student.trust_remote_code
         )
-        member.write_into(plain)
+        self._write(member, Here(plain))
         tokenizer = load_tokenizer(student.model, trust_remote_code=student.trust_remote_code)
         export.export(target, self._config, folder, plain, tokenizer)
 
-    @cached_property
+    @everywhere("gathering weights")
+    def _write(self, member: Member, plain: Here[PreTrainedModel]) -> None:
+        member.write_into(plain.value)
+
+    @shared
     def _network(self) -> tuple[Network, PreTrainedModel | None]:
         student = self._config.student
         model = self._load(student.model, student.dtype, student.trust_remote_code)
-        network = Network(model, student.tuning, gradient_checkpointing=student.gradient_checkpointing)
-        return network, (network.plain_copy() if self._config.compute.merge_adapters else None)
+        network = Network(model, student.tuning, gradient_checkpointing=student.gradient_checkpointing, crew=self.crew)
+        plain = network.plain_copy() if self._config.compute.merge_adapters else None
+        network.shard()
+        return network, plain
 
-    @cached_property
+    @shared
     def _discriminator(self) -> Scorer:
         match self._config.discriminator:
             case SharedDiscriminator(layer=layer):
@@ -171,19 +185,22 @@ class Workshop:
                 return Scorer(member, self.codec, layer=layer, like_student=True)
             case OwnDiscriminator() as own:
                 model = self._load(own.model, own.dtype, own.trust_remote_code)
-                network = Network(model, own.tuning, gradient_checkpointing=own.gradient_checkpointing)
+                network = Network(model, own.tuning, gradient_checkpointing=own.gradient_checkpointing, crew=self.crew)
+                network.shard()
                 tokenizer = load_tokenizer(own.model, trust_remote_code=own.trust_remote_code)
                 like_student = (own.model, own.tuning) == (self._config.student.model, self._config.student.tuning)
                 member = network.member("discriminator", seed=self._seed("discriminator"))
                 return Scorer(member, Codec(tokenizer, self._config.prompt), layer=own.layer, like_student=like_student)
 
-    @cached_property
+    @shared
     def _independent(self) -> Scorer:
         student = self._config.student
         if isinstance(student.tuning, Lora):
             network = self._network[0]
         else:
-            network = Network(self._load(student.model, student.dtype, student.trust_remote_code), Lora())
+            model = self._load(student.model, student.dtype, student.trust_remote_code)
+            network = Network(model, Lora(), crew=self.crew)
+            network.shard()
         member = network.member("independent", seed=self._seed("independent"))
         return Scorer(member, self.codec, layer=self._config.evaluation.independent.layer, like_student=False)
 
@@ -195,11 +212,13 @@ class Workshop:
     def _scorer_trainer(self, scorer: Scorer, optimizer: Optimizer | None, total_steps: int) -> DiscriminatorTrainer:
         adversarial = self._config.adversarial
         loss = BradleyTerry() if adversarial is None else adversarial.discriminator_loss
-        updater = None if optimizer is None else Updater(scorer.parameters(), optimizer, max(1, total_steps))
+        updater = None
+        if optimizer is not None:
+            updater = Updater(scorer.parameters(), optimizer, max(1, total_steps), self.crew)
         return DiscriminatorTrainer(scorer, self._batcher(scorer.member), loss, updater)
 
     def _batcher(self, member: Member) -> Batcher:
-        return Batcher.of(self._config.compute, self._device, member.network.config)
+        return Batcher.of(self._config.compute, self._device, member.network.config, self.crew)
 
     def _seed(self, name: str) -> int:
         return stable_seed(self._config.seed, "adapter", name)

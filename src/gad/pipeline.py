@@ -11,6 +11,7 @@ from gad.arms import BASE, Arms
 from gad.build import Workshop
 from gad.config.run import RunConfig
 from gad.config.training import Sampling
+from gad.crew import ALONE, Crew
 from gad.evaluation import Evaluation
 from gad.examples import Examples
 from gad.progress import Progress
@@ -24,8 +25,9 @@ from gad.training.run import Place, StageRun, done_checkpoint
 class Pipeline:
     """A run: its config, its folder, and the models it has in memory."""
 
-    def __init__(self, config: RunConfig, progress: Progress, stop: StopRequest) -> None:
+    def __init__(self, config: RunConfig, progress: Progress, stop: StopRequest, crew: Crew = ALONE) -> None:
         self.config = config
+        self._crew = crew
         self.folder = config.folder
         self._progress = progress
         self._stop = stop
@@ -33,7 +35,7 @@ class Pipeline:
 
     @cached_property
     def _shop(self) -> Workshop:
-        return Workshop(self.config)
+        return Workshop(self.config, self._crew)
 
     @cached_property
     def _arms(self) -> Arms:

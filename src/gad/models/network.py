@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from gad.config.models import Full, Lora, Tuning
+from gad.crew import ALONE, Crew, Here, everywhere
 from gad.errors import ModelError
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 class Network:
     """One base model in memory."""
 
-    def __init__(self, model: PreTrainedModel, tuning: Tuning, *, gradient_checkpointing: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tuning: Tuning, *, gradient_checkpointing: bool = False, crew: Crew = ALONE
+    ) -> None:
+        self.crew = crew
         self._model = model
         self._tuning = tuning
         self._peft: Any = None
@@ -45,6 +49,17 @@ class Network:
             _recompute_activations(model)
             model.train()
             _without_dropout(model)
+        embeddings: Any = model.get_input_embeddings()
+        head: Any = model.get_output_embeddings()
+        self._embeddings, self._head, self._tied = embeddings, head, head.weight is embeddings.weight
+        self.width: int = head.weight.shape[1]
+
+    def shard(self) -> None:
+        """Keep a share of the weights in each process. Before the first member is made, after `plain_copy`."""
+        backbone: Any = self.backbone()
+        self.crew.shard(self._model, list(backbone.layers), backbone, self.dtype)
+        if self._tied:
+            self._head.weight = self._embeddings.weight
 
     def member(self, name: str, *, seed: int = 0) -> Member:
         """A new member. Its adapter starts as the identity; `seed` draws the down projections.
@@ -91,7 +106,8 @@ class Network:
                 f"layer {layers}: the model has {have} layers; lower discriminator.layer or "
                 "evaluation.independent.layer, or leave it out for the last one"
             )
-        view: nn.Module = copy.copy(backbone)
+        view: nn.Module = object.__new__(type(backbone))  # copy.copy would call the constructor of a sharded module
+        view.__dict__.update(backbone.__dict__)
         view._modules = dict(backbone._modules)
         view._modules["layers"] = nn.ModuleList(list(backbone.layers)[:layers])
         return view
@@ -99,8 +115,7 @@ class Network:
     @property
     def head_VH(self) -> Tensor:
         """The output head's weight."""
-        weight: Tensor = self._model.get_output_embeddings().weight
-        return weight
+        return self.crew.full(self._embeddings.weight if self._tied else self._head.weight)
 
     def plain_copy(self) -> PreTrainedModel:
         """A copy without adapters, in the base's type, for sampling. `Member.write_into` fills it."""
@@ -119,6 +134,13 @@ class Network:
         mixed = self.dtype in (torch.bfloat16, torch.float16)
         with torch.autocast(self.device.type, self.dtype, enabled=mixed):
             yield
+        self.crew.rest(self.backbone())
+
+    @contextmanager
+    def sampling(self, name: str) -> Iterator[tuple[nn.Module, Tensor]]:
+        """Backbone and head with a member's weights, all of them in this process: passes need no lockstep."""
+        with self.crew.whole(self._model), self.using(name):
+            yield self.backbone(), self.head_VH
 
     def tensors(self, name: str) -> dict[str, nn.Parameter]:
         """What a member owns, by a name that does not mention the member."""
@@ -128,19 +150,20 @@ class Network:
         owned = ((key, value) for key, value in self._model.named_parameters() if "lora_" in key and mark in key)
         return {key.replace(mark, "."): value for key, value in owned}
 
-    def write_into(self, name: str, plain: PreTrainedModel) -> None:
-        """Effective weights of a member into a plain copy: base + scaling * up @ down, rounded once."""
+    def effective(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """A member's weights by the names of a model without adapters: base + scaling * up @ down, not rounded.
+
+        With adapters only those of adapted layers, which alone differ from the base. All processes walk through it.
+        """
         if self._peft is None:
-            for target, source in zip(plain.parameters(), self._model.parameters(), strict=True):
-                target.data.copy_(source.data)
+            for key, source in self._model.named_parameters():
+                yield key, self.crew.full(source.data)
             return
-        targets = dict(plain.named_modules())
         for key, layer in self._model.named_modules():
             if isinstance(layer, BaseTunerLayer):
-                target = targets[key]
-                base = layer.get_base_layer().weight
+                base = self.crew.full(layer.get_base_layer().weight)
                 up, down = layer.lora_B[name].weight, layer.lora_A[name].weight
-                target.weight.data.copy_(torch.addmm(base.to(up.dtype), up, down, alpha=layer.scaling[name]))
+                yield f"{key}.weight", torch.addmm(base.to(up.dtype), up, down, alpha=layer.scaling[name])
 
     def _lora_layers(self) -> list[Any]:
         return [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
@@ -152,6 +175,8 @@ class Member:
     def __init__(self, network: Network, name: str) -> None:
         self.network = network
         self.name = name
+        self.crew = network.crew
+        self.crew.adopt(self)
 
     def using(self) -> Any:
         """See `Network.using`."""
@@ -161,9 +186,11 @@ class Member:
         """What an optimizer trains."""
         return list(self.network.tensors(self.name).values())
 
+    @everywhere("gathering weights")
     def state(self) -> dict[str, Tensor]:
         """Own weights by name, detached."""
-        return {name: tensor.detach() for name, tensor in self.network.tensors(self.name).items()}
+        own = self.network.tensors(self.name)
+        return {name: self.crew.to_first(tensor.detach()) for name, tensor in own.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take weights that `state` gave. Raises ModelError where names or shapes differ."""
@@ -173,13 +200,20 @@ class Member:
             raise ModelError(
                 f"weights of another model or another tuning: {len(strange)} tensors differ, the first is {strange[0]}"
             )
-        for name, tensor in own.items():
-            tensor.data.copy_(state[name])
+        self._take(Here(state))
 
-    def write_into(self, plain: PreTrainedModel) -> None:
-        """See `Network.write_into`."""
+    @everywhere("taking up weights")
+    def _take(self, state: Here[Mapping[str, Tensor]]) -> None:
+        for name, tensor in self.network.tensors(self.name).items():
+            self.crew.fill(tensor, None if state.value is None else state.value[name])
+
+    def write_into(self, plain: PreTrainedModel | None) -> None:
+        """Effective weights into a plain copy, rounded once. All processes call it; None takes part, keeps nothing."""
         with torch.no_grad():
-            self.network.write_into(self.name, plain)
+            targets = {} if plain is None else dict(plain.named_parameters(remove_duplicate=False))
+            for name, weight in self.network.effective(self.name):
+                if plain is not None:
+                    targets[name].data.copy_(weight)
 
 
 def _lora_config(lora: Lora) -> LoraConfig:

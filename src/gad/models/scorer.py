@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from gad.crew import Here, everywhere
 from gad.errors import ModelError
 from gad.layouts import TokenBatch, TokenGroup
 from gad.models.forward import hidden_states
@@ -33,9 +34,10 @@ class Scorer:
         self.codec = codec
         network = member.network
         self._backbone = network.backbone(layer)
-        width = network.head_VH.shape[1]
+        self.crew = network.crew
         dtype = torch.promote_types(network.dtype, torch.float32)
-        self.head_H = nn.Parameter(torch.zeros(width, dtype=dtype, device=network.device))
+        self.head_H = nn.Parameter(torch.zeros(network.width, dtype=dtype, device=network.device))
+        self.crew.adopt(self)
 
     def start_from(self, student: Member) -> None:
         """Take the student's weights where they fit; another model starts from its own."""
@@ -77,4 +79,8 @@ class Scorer:
             found = "none" if head_H is None else f"one of shape {tuple(head_H.shape)}"
             raise ModelError(f"{HEAD}: {tuple(self.head_H.shape)} is wanted, found {found}; this is another model's")
         self.member.load({name: tensor for name, tensor in state.items() if name != HEAD})
-        self.head_H.data.copy_(head_H)
+        self._take_head(Here(head_H))
+
+    @everywhere("taking up weights")
+    def _take_head(self, head_H: Here[Tensor]) -> None:
+        self.crew.fill(self.head_H, head_H.value)

@@ -8,7 +8,7 @@ P prompts, R rows being sampled, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gad.config.training import Sampling
+from gad.crew import deal, everywhere
 from gad.errors import RolloutError
 from gad.layouts import pad
 from gad.models.attention import Owners, Prefix, Prefixed, ReplyCache
@@ -67,31 +68,37 @@ class LocalEngine:
         self._member: Member | None = None
         self._version = 0
         self._stops = torch.tensor(sorted(codec.stop_ids), device=network.device)
+        self.crew = network.crew
+        self.crew.adopt(self)
 
+    @everywhere("gathering weights to sample")
     def load_weights(self, member: Member, *, version: int) -> None:
         self._member, self._version = member, version
         if self._plain is not None:
             member.write_into(self._plain)
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        sampling: Sampling,
-        *,
-        on_batch: Callable[[int], None] | None = None,
-    ) -> list[list[Rollout]]:
-        """Raises RolloutError where no weights were loaded. `on_batch` hears how many requests each batch finished."""
+    @everywhere("sampling")
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Rollout]]:
+        """Raises RolloutError where no weights were loaded. Each process samples its share of the prompts."""
         if self._member is None:
             raise RolloutError("no weights: call load_weights before generate")
+        costs = [len(request.prompt_ids) + len(request.seeds) * self._limit for request in requests]
+        shares = deal(costs, self.crew.size)
+        mine = [requests[index] for index in shares[self.crew.rank]]
         done: list[list[Rollout]] = [[] for _ in requests]
-        with torch.inference_mode(), self._weights() as (backbone, head_VH):
+        for share, replies in zip(shares, self.crew.gather(self._replies(mine, sampling)), strict=True):
+            for index, rollouts in zip(share, replies, strict=True):
+                done[index] = rollouts
+        return done
+
+    def _replies(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Rollout]]:
+        done: list[list[Rollout]] = [[] for _ in requests]
+        with self._weights() as (backbone, head_VH), torch.inference_mode():
             for batch in self._batches(requests):
                 rows = self._sample([requests[index] for index in batch], backbone, head_VH, sampling)
                 for row in rows:
                     request = requests[batch[row.request]]
                     done[batch[row.request]].append(self._rollout(request, row))
-                if on_batch is not None:
-                    on_batch(len(batch))
         return done
 
     def _weights(self) -> AbstractContextManager[tuple[nn.Module, Tensor]]:
@@ -99,7 +106,7 @@ class LocalEngine:
             backbone: nn.Module = getattr(self._plain, self._plain.base_model_prefix)
             return nullcontext((backbone, self._plain.get_output_embeddings().weight))
         assert self._member is not None
-        return _Live(self._network, self._member)
+        return self._network.sampling(self._member.name)
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
         order = sorted(range(len(requests)), key=lambda index: (len(requests[index].prompt_ids), index))
@@ -129,6 +136,7 @@ class LocalEngine:
         running, decoder = rows, _Decoder(backbone, prefix, [len(request.seeds) for request in requests], self._limit)
         states_RH = last_PH[decoder.owners.prompt_of_row_R]
         for step in range(self._limit):
+            self.crew.tick()
             logits_RV = self._logits(states_RH, head_VH, sampling)
             ids_R, logps_R = draw(logits_RV, sampling, [row.generator for row in running])
             ended_R = torch.isin(ids_R, self._stops).tolist()
@@ -163,21 +171,6 @@ class LocalEngine:
             logps=tuple(row.logps),
             policy_version=self._version,
         )
-
-
-class _Live:
-    """Sampling from the adapters as they are."""
-
-    def __init__(self, network: Network, member: Member) -> None:
-        self._network = network
-        self._using = member.using()
-
-    def __enter__(self) -> tuple[nn.Module, Tensor]:
-        self._using.__enter__()
-        return self._network.backbone(), self._network.head_VH
-
-    def __exit__(self, *error: object) -> None:
-        self._using.__exit__(*error)
 
 
 class _Decoder:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from gad.config.run import ComputeConfig
+from gad.crew import ALONE, Crew, deal
 from gad.errors import ConfigError
 from gad.layouts import LayoutName, TokenBatch, TokenGroup, build, choose, computed, micro_batches, to_device
 
@@ -18,8 +19,21 @@ memory: SmolLM2-135M in bfloat16, 8 prompts x 8 replies of 38 tokens, forward an
 
 
 @dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Some groups of a step on the device. `picked`: their indices.
+
+    spare: it is computed for company only, and counts for nothing. Processes that share a model make their passes
+    together, and one that has fewer groups than another goes along.
+    """
+
+    picked: list[int]
+    batch: TokenBatch
+    spare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Batcher:
-    """Cuts a step's groups into micro-batches.
+    """Cuts a step's groups into micro-batches; of several processes each gets its share of them, by tokens.
 
     linear_flops, pair_flops: what a token costs in the linear layers and a query-key pair in attention; only their
     ratio matters.
@@ -29,9 +43,10 @@ class Batcher:
     device: torch.device
     linear_flops: float
     pair_flops: float
+    crew: Crew = ALONE
 
     @classmethod
-    def of(cls, compute: ComputeConfig, device: torch.device, config: object) -> Batcher:
+    def of(cls, compute: ComputeConfig, device: torch.device, config: object, crew: Crew = ALONE) -> Batcher:
         """For a transformers config: 2 FLOPs a weight of the linear layers, 4 a head channel and query-key pair."""
         hidden = getattr(config, "hidden_size")  # noqa: B009 - transformers configs are not typed
         inner = getattr(config, "intermediate_size", 4 * hidden)
@@ -40,21 +55,49 @@ class Batcher:
         key_heads = getattr(config, "num_key_value_heads", None) or heads
         linear = 2.0 * (hidden * width * (2 * heads + 2 * key_heads) + 3 * hidden * inner)
         on_cpu = CPU_PAIR_COST if device.type == "cpu" else 1.0
-        return cls(compute, device, linear, 4.0 * heads * width * on_cpu)
+        return cls(compute, device, linear, 4.0 * heads * width * on_cpu, crew)
 
-    def micro_batches(self, groups: Sequence[TokenGroup]) -> Iterator[tuple[list[int], LayoutName, TokenBatch]]:
-        """Indices of the groups in each micro-batch, its layout, and the batch on the device.
+    def micro_batches(self, groups: Sequence[TokenGroup]) -> Iterator[MicroBatch]:
+        """This process's micro-batches; several processes get equally many.
 
         Raises ConfigError where a single row is longer than the token budget.
         """
+        if self.crew.size == 1:
+            for part in self._parts(groups, self._tokens):
+                picked = [groups[index] for index in part]
+                yield MicroBatch(part, self._built(picked, self._layout(picked)))
+            return
+        # One layout for all: a pass of one layout gathers weights once, of another twice.
+        layout = self._layout(groups)
+        plans = self._plans(groups, layout)
+        mine = plans[self.crew.rank]
+        for part in mine:
+            self.crew.tick()
+            yield MicroBatch(part, self._built([groups[index] for index in part], layout))
+        least = min(range(len(groups)), key=lambda index: computed([groups[index]], layout)[0])
+        for _ in range(max(map(len, plans)) - len(mine)):
+            yield MicroBatch([least], self._built([groups[least]], layout), spare=True)
+
+    def _plans(self, groups: Sequence[TokenGroup], layout: LayoutName) -> list[list[list[int]]]:
+        """Everybody's micro-batches, known to all."""
+
+        def tokens(picked: Sequence[TokenGroup]) -> int:
+            return computed(picked, layout)[0]
+
+        shares = deal([tokens([group]) for group in groups], self.crew.size)
+        return [
+            [[share[index] for index in part] for part in self._parts([groups[index] for index in share], tokens)]
+            for share in shares
+        ]
+
+    def _parts(self, groups: Sequence[TokenGroup], tokens: Callable[[Sequence[TokenGroup]], int]) -> list[list[int]]:
         try:
-            parts = micro_batches(groups, self.compute.tokens_per_micro_batch, self._tokens)
+            return micro_batches(groups, self.compute.tokens_per_micro_batch, tokens)
         except ValueError as error:
             raise ConfigError(f"compute.{error}") from error
-        for part in parts:
-            picked = [groups[index] for index in part]
-            layout = self._layout(picked)
-            yield part, layout, to_device(build(picked, layout), self.device)
+
+    def _built(self, groups: Sequence[TokenGroup], layout: LayoutName) -> TokenBatch:
+        return to_device(build(groups, layout), self.device)
 
     def _layout(self, groups: Sequence[TokenGroup]) -> LayoutName:
         if self.compute.layout == "auto":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gad import objectives
 from gad.config.training import DiscriminatorLoss
+from gad.crew import everywhere
 from gad.models.scorer import Scorer
 from gad.records import RolloutGroup
 from gad.training import losses
@@ -32,7 +33,10 @@ class DiscriminatorTrainer:
         self._updater = updater
         self.updates = step
         self.bad_steps = 0
+        self.crew = scorer.crew
+        self.crew.adopt(self)
 
+    @everywhere("updating the discriminator")
     def update(self, groups: Sequence[RolloutGroup]) -> tuple[Tensor, Metrics]:
         """Rewards (P, G) by the weights before the update, then the update.
 
@@ -55,6 +59,7 @@ class DiscriminatorTrainer:
         metrics["time/discriminator"] = time.perf_counter() - started
         return student_PG, metrics
 
+    @everywhere("scoring")
     def score(self, groups: Sequence[RolloutGroup]) -> tuple[Tensor, Tensor]:
         """Scores of the teacher's replies (P,) and the student's (P, G); nothing is trained."""
         teacher_P, student_PG, _ = self._pass(groups, train=False)
@@ -65,18 +70,20 @@ class DiscriminatorTrainer:
         count = len(groups[0].rollouts)
         dtype = self.scorer.head_H.dtype
         teacher_P, student_PG = torch.zeros(len(groups), dtype=dtype), torch.zeros(len(groups), count, dtype=dtype)
-        total_loss = 0.0
+        total_loss = torch.zeros((), dtype=torch.float64)
         with self.scorer.member.using(), torch.set_grad_enabled(train):
-            for part, _, batch in self._batcher.micro_batches(rows):
-                scores_B = self.scorer.scores(batch)
-                scores_PK = scores_B[_spread([places[i] for i in part], [len(rows[i].replies) for i in part])]
+            for part in self._batcher.micro_batches(rows):
+                scores_B = self.scorer.scores(part.batch)
+                picked = part.picked
+                scores_PK = scores_B[_spread([places[i] for i in picked], [len(rows[i].replies) for i in picked])]
                 loss = losses.discriminator(self._loss, scores_PK[:, 0], scores_PK[:, 1:], len(groups))
                 if train:
-                    loss.backward()
-                total_loss += loss.item()
-                teacher_P[part] = scores_PK[:, 0].detach().cpu()
-                student_PG[part] = scores_PK[:, 1:].detach().cpu()
-        return teacher_P, student_PG, total_loss
+                    (loss * 0.0 if part.spare else loss).backward()
+                if not part.spare:
+                    total_loss += loss.item()
+                    teacher_P[picked] = scores_PK[:, 0].detach().cpu()
+                    student_PG[picked] = scores_PK[:, 1:].detach().cpu()
+        return self.crew.sum(teacher_P), self.crew.sum(student_PG), self.crew.sum(total_loss).item()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next update depends on."""
@@ -93,7 +100,11 @@ class DiscriminatorTrainer:
         self.scorer.load(entries(state, "weights."))
         if self._updater is not None:
             self._updater.load(entries(state, "optimizer."))
-        self.updates, self.bad_steps = int(state["updates"]), int(state["bad_steps"])
+        self._count(int(state["updates"]), int(state["bad_steps"]))
+
+    @everywhere("taking up counts")
+    def _count(self, updates: int, bad_steps: int) -> None:
+        self.updates, self.bad_steps = updates, bad_steps
 
 
 def _spread(places: Sequence[list[int]], sizes: Sequence[int]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gad.config.training import Optimizer
+from gad.crew import ALONE, Crew, Here, everywhere
 from gad.errors import CheckpointError
 
 Metrics = dict[str, float]
@@ -29,23 +30,31 @@ def learning_rate(config: Optimizer, step: int, total_steps: int) -> float:
 class Updater:
     """The optimizer of one model's trained weights."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], config: Optimizer, total_steps: int) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], config: Optimizer, total_steps: int, crew: Crew = ALONE
+    ) -> None:
         self._parameters = list(parameters)
         self._config = config
         self._total_steps = total_steps
+        self.crew = crew
+        # Sharded and whole tensors cannot be updated in one fused call: each kind is a group of its own.
+        kinds: dict[type, list[nn.Parameter]] = {}
+        for parameter in self._parameters:
+            kinds.setdefault(type(parameter.data), []).append(parameter)
         self._adamw = torch.optim.AdamW(
-            self._parameters,
+            [{"params": group} for group in kinds.values()],
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
         )
+        self.crew.adopt(self)
 
     def step(self, step: int) -> float | None:
         """Apply the gradients of update `step`, then clear them. Returns the gradient's norm before clipping.
 
         None where the norm is not finite: then nothing was changed.
         """
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm))
+        norm = self.crew.clip(self._parameters, self._config.max_grad_norm)
         finite = math.isfinite(norm)
         if finite:
             for group in self._adamw.param_groups:
@@ -58,22 +67,34 @@ class Updater:
         """Forget the gradients."""
         self._adamw.zero_grad(set_to_none=True)
 
+    @everywhere("gathering the optimizer's state")
     def state(self) -> dict[str, Tensor]:
         """Moments and counts by parameter index; empty before the first step."""
-        saved = self._adamw.state_dict()["state"]
-        return {f"{index}.{key}": value for index, entry in saved.items() for key, value in entry.items()}
+        saved = self._adamw.state
+        return {
+            f"{index}.{key}": self.crew.to_first(value)
+            for index, parameter in enumerate(self._parameters)
+            for key, value in saved.get(parameter, {}).items()
+        }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Raises CheckpointError where the moments are those of other parameters."""
-        moments: dict[int, dict[str, Tensor]] = {}
         for name, value in state.items():
             position, key = name.split(".", 1)
-            moments.setdefault(int(position), {})[key] = value
-        for index, entry in moments.items():
-            if index >= len(self._parameters) or entry["exp_avg"].shape != self._parameters[index].shape:
+            index = int(position)
+            if index >= len(self._parameters) or (key != "step" and value.shape != self._parameters[index].shape):
                 raise CheckpointError("the optimizer's state belongs to another model; start the stage anew")
-        fresh = self._adamw.state_dict()
-        self._adamw.load_state_dict({"state": moments, "param_groups": fresh["param_groups"]})
+        self._take(list(state), Here(state))
+
+    @everywhere("taking up the optimizer's state")
+    def _take(self, names: Sequence[str], state: Here[Mapping[str, Tensor]]) -> None:
+        self._adamw.state.clear()
+        for name in names:
+            position, key = name.split(".", 1)
+            parameter = self._parameters[int(position)]
+            moment = torch.zeros(()) if key == "step" else torch.zeros_like(parameter.data)
+            self.crew.fill(moment, None if state.value is None else state.value[name])
+            self._adamw.state[parameter][key] = moment
 
 
 def entries(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

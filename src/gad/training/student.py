@@ -14,13 +14,14 @@ from torch import Tensor
 
 from gad import objectives
 from gad.config.training import Kl, PolicyLoss
+from gad.crew import Crew, everywhere
 from gad.layouts import Readout, TokenBatch, TokenGroup
 from gad.models.forward import hidden_states, reply_logps
 from gad.models.network import Member
 from gad.models.tokens import Codec
 from gad.records import Example, Prompt, RolloutGroup, TeacherReply
 from gad.training import losses
-from gad.training.batching import Batcher
+from gad.training.batching import Batcher, MicroBatch
 from gad.training.losses import Totals
 from gad.training.optimizer import Metrics, Updater, entries
 
@@ -55,26 +56,31 @@ class StudentTrainer:
         self._reference = reference
         self.updates = 0
         self.bad_steps = 0
+        self.crew = member.crew
+        self.crew.adopt(self)
 
+    @everywhere("imitating the teacher")
     def imitate(self, examples: Sequence[tuple[Example, TeacherReply]]) -> Metrics:
         """One update by cross-entropy on the teacher's replies."""
         started = time.perf_counter()
         groups = [self._imitation_row(example.prompt, reply) for example, reply in examples]
         total_tokens = sum(len(reply) for group in groups for reply in group.replies)
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64)
         with self.member.using():
-            for _, _, batch in self._batcher.micro_batches(groups):
-                logps_BT, _ = self._logps(self.member, batch)
-                loss = objectives.token_cross_entropy(logps_BT, batch.readout.mask_BL, total_tokens)
-                loss.backward()
-                total += loss.item()
+            for part in self._batcher.micro_batches(groups):
+                logps_BT, _ = self._logps(self.member, part.batch)
+                loss = objectives.token_cross_entropy(logps_BT, part.batch.readout.mask_BL, total_tokens)
+                (loss * 0.0 if part.spare else loss).backward()
+                if not part.spare:
+                    total += loss.item()
         return {
-            "student/cross_entropy": total,
+            "student/cross_entropy": self.crew.sum(total).item(),
             "student/grad_norm": self._step(),
             "tokens/imitated": total_tokens,
             "time/student": time.perf_counter() - started,
         }
 
+    @everywhere("updating the student")
     def update(self, groups: Sequence[RolloutGroup], advantages_PG: Tensor, objective: PolicyObjective) -> Metrics:
         """One policy-gradient update on freshly sampled replies; the ids are those that were sampled.
 
@@ -87,10 +93,11 @@ class StudentTrainer:
         imitated = sum(len(row.replies[-1]) for row in rows) if mixed else 0
         totals = Totals(sampled, advantages_PG.numel(), objective.max_reply_tokens, imitated)
         sums = _Sums()
-        for picked, _, batch in self._batcher.micro_batches(rows):
-            picked_groups = [groups[index] for index in picked]
-            part = _Part.of(batch, picked_groups, advantages_PG[picked], with_teacher=mixed)
+        for micro in self._batcher.micro_batches(rows):
+            picked_groups = [groups[index] for index in micro.picked]
+            part = _Part.of(micro, picked_groups, advantages_PG[micro.picked], with_teacher=mixed)
             sums.add(self._accumulate(part, objective, totals))
+        sums = sums.over(self.crew)
         metrics = {
             "student/loss": sums.loss,
             "student/entropy": sums.entropy / sampled,
@@ -105,33 +112,38 @@ class StudentTrainer:
         metrics["time/student"] = time.perf_counter() - started
         return metrics
 
+    @everywhere("measuring the distance to the reference")
     def kl_sums(self, groups: Sequence[RolloutGroup], objective: PolicyObjective) -> Tensor:
         """KL estimates (P, G) summed over each reply, under the weights as they are: for a KL term in the reward."""
         assert self._reference is not None
         sums_PG = torch.zeros(len(groups), len(groups[0].rollouts))
         rows = [self._policy_row(group, with_teacher=False) for group in groups]
         with torch.no_grad():
-            for picked, _, batch in self._batcher.micro_batches(rows):
-                mask_BT = batch.readout.mask_BL
+            for part in self._batcher.micro_batches(rows):
+                mask_BT = part.batch.readout.mask_BL
                 with self._reference.using():
-                    reference_BT, _ = self._logps(self._reference, batch, objective.temperature)
+                    reference_BT, _ = self._logps(self._reference, part.batch, objective.temperature)
                 with self.member.using():
-                    logps_BT, _ = self._logps(self.member, batch, objective.temperature)
+                    logps_BT, _ = self._logps(self.member, part.batch, objective.temperature)
                 kl_BT = losses.kl(objective.kl, logps_BT, reference_BT, mask_BT)
-                sums_PG[picked] = objectives.sequence_sum(kl_BT, mask_BT).view(len(picked), -1).float().cpu()
-        return sums_PG
+                if not part.spare:
+                    kl_B = objectives.sequence_sum(kl_BT, mask_BT)
+                    sums_PG[part.picked] = kl_B.view(len(part.picked), -1).float().cpu()
+        return self.crew.sum(sums_PG)
 
+    @everywhere("measuring likelihoods")
     def teacher_nll(self, prompts: Sequence[Prompt], replies: Sequence[TeacherReply]) -> list[float]:
         """Mean negative log-likelihood of each reply in nats per token, 0 for one of no tokens; nothing is trained."""
         rows = [self._imitation_row(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
-        result = [0.0] * len(rows)
+        nll_P = torch.zeros(len(rows), dtype=torch.float64)
         with torch.no_grad(), self.member.using():
-            for picked, _, batch in self._batcher.micro_batches(rows):
-                logps_BT, _ = self._logps(self.member, batch)
-                means = -logps_BT.sum(-1) / batch.readout.mask_BL.sum(-1).clamp(min=1)
-                for index, value in zip(picked, means.tolist(), strict=True):
-                    result[index] = value
-        return result
+            for part in self._batcher.micro_batches(rows):
+                logps_BT, _ = self._logps(self.member, part.batch)
+                if not part.spare:
+                    lengths_B = part.batch.readout.mask_BL.sum(-1).clamp(min=1)
+                    nll_P[part.picked] = (-logps_BT.sum(-1) / lengths_B).double().cpu()
+        values: list[float] = self.crew.sum(nll_P).tolist()
+        return values
 
     def _accumulate(self, part: _Part, objective: PolicyObjective, totals: Totals) -> _Sums:
         """Backward pass of one micro-batch."""
@@ -158,9 +170,9 @@ class StudentTrainer:
                 cross_entropy = objectives.token_cross_entropy(teacher_BT, part.imitated.mask_BL, totals.imitated)
                 sums.cross_entropy = cross_entropy.item()
                 loss = loss + objective.cross_entropy_weight * cross_entropy
-            loss.backward()
+            (loss * 0.0 if part.spare else loss).backward()
         sums.loss = loss.item()
-        return sums
+        return _Sums() if part.spare else sums
 
     def _logps(self, member: Member, batch: TokenBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         return self._read(member, hidden_states(member.network.backbone(), batch), batch.readout, temperature)
@@ -198,7 +210,11 @@ class StudentTrainer:
         """Take what `state` gave."""
         self.member.load(entries(state, "weights."))
         self._updater.load(entries(state, "optimizer."))
-        self.updates, self.bad_steps = int(state["updates"]), int(state["bad_steps"])
+        self._count(int(state["updates"]), int(state["bad_steps"]))
+
+    @everywhere("taking up counts")
+    def _count(self, updates: int, bad_steps: int) -> None:
+        self.updates, self.bad_steps = updates, bad_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +226,13 @@ class _Part:
     imitated: Readout | None
     advantages_B: Tensor
     sampler_logps: list[tuple[float, ...]]
+    spare: bool
 
     @classmethod
     def of(
-        cls, batch: TokenBatch, groups: Sequence[RolloutGroup], advantages_PG: Tensor, *, with_teacher: bool
+        cls, micro: MicroBatch, groups: Sequence[RolloutGroup], advantages_PG: Tensor, *, with_teacher: bool
     ) -> _Part:
-        count = advantages_PG.shape[1]
+        batch, count = micro.batch, advantages_PG.shape[1]
         place_B = torch.arange(len(batch.readout.last_B), device=batch.readout.last_B.device) % (count + with_teacher)
         return cls(
             batch,
@@ -223,6 +240,7 @@ class _Part:
             batch.readout.rows(place_B == count) if with_teacher else None,
             advantages_PG.flatten().to(place_B.device),
             [rollout.logps for group in groups for rollout in group.rollouts],
+            micro.spare,
         )
 
 
@@ -239,6 +257,11 @@ class _Sums:
     def add(self, other: _Sums) -> None:
         for name in _Sums.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def over(self, crew: Crew) -> _Sums:
+        """Added up over the processes."""
+        values = torch.tensor([getattr(self, name) for name in _Sums.__slots__], dtype=torch.float64)
+        return _Sums(*crew.sum(values).tolist())
 
 
 def _gap(logps_BT: Tensor, mask_BT: Tensor, sampler_logps: Sequence[tuple[float, ...]]) -> float:

@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerFast
 from gad.config.models import Lora, PromptConfig, Tuning
 from gad.config.run import ComputeConfig
 from gad.config.training import BradleyTerry, DiscriminatorLoss
-from gad.layouts import LayoutName, TokenBatch, TokenGroup
+from gad.layouts import TokenGroup
 from gad.models.network import Member
 from gad.models.scorer import Scorer
 from gad.models.tokens import Codec
 from gad.records import Example, Prompt, Rollout, RolloutGroup, TeacherReply
-from gad.training.batching import Batcher
+from gad.training.batching import Batcher, MicroBatch
 from gad.training.discriminator import DiscriminatorTrainer
 from gad.training.student import StudentTrainer
 from support import tiny
@@ -133,7 +133,7 @@ class SpyBatcher:
         self.groups: list[TokenGroup] = []
         self.batches = 0
 
-    def micro_batches(self, groups: Sequence[TokenGroup]) -> Iterator[tuple[list[int], LayoutName, TokenBatch]]:
+    def micro_batches(self, groups: Sequence[TokenGroup]) -> Iterator[MicroBatch]:
         self.groups = list(groups)
         for item in self._inner.micro_batches(groups):
             self.batches += 1
