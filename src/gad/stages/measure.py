@@ -52,7 +52,7 @@ def likelihood(path: Path, examples: Sequence[Example], student: StudentTrainer)
         raise TrainingStopped(
             f"the student {path.parent.name} has diverged: its likelihood of the teacher's reply is not finite for "
             f"{len(broken)} of {len(values)} prompts, {broken[0]} first. Begin again under another name with a lower "
-            "learning rate; checkpoints and replies are as they were"
+            "learning rate (`gad fork` keeps the stages before it); checkpoints and replies are as they were"
         )
     write_jsonl(path, ({"id": e.prompt.id, "nll": value} for e, value in zip(examples, values, strict=True)))
 

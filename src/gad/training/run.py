@@ -183,7 +183,7 @@ class StageRun:
                 raise TrainingStopped(
                     f"{self.stage}: the {name}'s gradient was not finite in {bad_steps} steps, the last of them "
                     f"step {self.step}; those steps changed nothing. Begin again under "
-                    "another name with a lower learning rate, or in float32; "
+                    "another name with a lower learning rate, or in float32 (`gad fork` keeps the stages before it); "
                     f"the state is saved in {self._checkpoints / f'{self.stage}-{self.step}'}"
                 )
 
