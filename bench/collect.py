@@ -78,6 +78,7 @@ def as_client(job: dict[str, Any]) -> None:
 
     import openai  # noqa: F401  (its import is not the collector's work)
 
+    from gad.config.data import Filters
     from gad.config.teacher import TeacherConfig
     from gad.progress import Lines
     from gad.records import Prompt
@@ -94,7 +95,7 @@ def as_client(job: dict[str, Any]) -> None:
     prompts = [Prompt.from_text(f"p{n}", f"{n}: {'some words of a question ' * 11}") for n in range(job["prompts"])]
     before_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     wall, cpu = time.monotonic(), time.process_time()
-    summary = collect(config, prompts, Path(job["folder"]), progress=Lines())
+    summary = collect(config, {"train": prompts}, Path(job["folder"]), filters=Filters(), progress=Lines())
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
     measured = {
         "prompts": job["prompts"],

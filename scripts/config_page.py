@@ -26,7 +26,7 @@ One YAML file is a run. Here is every key with its type, its default and what it
 - A section that is given in part keeps the rest of its default. Where a section has variants, `kind` picks one.
 - `1e-6` is a number, `010` is ten, and dates are text; a key given twice is refused.
 - What a run was begun with is in its `config.json`. `compute`, `checkpoints` and `runs_dir` may change within a run,
-  nothing else.
+  and in one with a `teacher` what `docs/collecting.md` lists; nothing else.
 """
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", NoneType: "null"}
 BOUNDS = {Gt: ("gt", "> {}"), Ge: ("ge", ">= {}"), Lt: ("lt", "< {}"), Le: ("le", "<= {}")}

@@ -12,6 +12,7 @@ from gad.progress import Progress
 from gad.records import Example
 from gad.stages import collect
 from gad.storage import write_json
+from gad.teacher.files import TEACHER
 
 TOKENS = "tokens.json"
 
@@ -27,7 +28,9 @@ class Examples:
     @cached_property
     def train(self) -> list[Example]:
         """Raises RunFolderError where there are none."""
-        examples = collect.read_examples(self.folder / collect.TEACHER)
+        if not (self.folder / collect.ORIGINS).exists():
+            raise RunFolderError(f"{self.folder}: the teacher's texts are not all here: run `gad collect` first")
+        examples = collect.read_examples(self.folder / TEACHER)
         usable = self._usable("train", examples)
         if not usable:
             raise RunFolderError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,28 @@ from gad.storage import lock, remove_leftovers, write_json
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-FREE_SECTIONS = ("compute", "checkpoints", "runs_dir")
-"""What may change while a run goes on: where and in what pieces it is computed, and how often it is saved."""
+FREE = (
+    "compute",
+    "checkpoints",
+    "runs_dir",
+    *(f"teacher.{key}" for key in ("endpoint", "api", "limits", "prices", "max_cost_usd", "batch")),
+)
+"""What may change while a run goes on: where and in what pieces it is computed, how often it is saved, and where, how
+fast and for how much a teacher is asked."""
+FREE_UNTIL_TRAINED = (
+    "data",
+    *(f"teacher.{key}" for key in ("replies_per_prompt", "languages", "near_duplicates", "accept_models")),
+)
+"""What else may change in a run with a teacher to ask, until something is trained: the ledger keeps every reply, and
+what is trained on is chosen from it anew. A change of model, sampling or system prompt would buy every reply again."""
 _SHOWN_CHANGES = 5
 
 
 @contextmanager
-def opened(config: RunConfig) -> Iterator[Path]:
+def opened(config: RunConfig, *, alone: bool = True) -> Iterator[Path]:
     """The run folder, locked, with the resolved config written into it.
+
+    alone: false for a process that works in a part of the folder which it locks by itself, beside others like it.
 
     Raises RunFolderError where another process has it, where it cannot be written, or where it belongs to another
     config: then the keys that differ are named.
@@ -34,9 +48,10 @@ def opened(config: RunConfig) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock(folder))
+            if alone:
+                stack.enter_context(lock(folder))
             _adopt(config, folder / CONFIG)
-            for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+            for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())) if alone else ():
                 remove_leftovers(place)
         except OSError as error:
             raise RunFolderError(_why_not(folder, error)) from error
@@ -58,10 +73,12 @@ def _adopt(config: RunConfig, path: Path) -> None:
     resolved = config.model_dump(mode="json")
     if path.exists():
         before = _with_defaults(path)
+        asked = before["teacher"] is not None and resolved["teacher"] is not None
+        free = (*FREE, *(FREE_UNTIL_TRAINED if asked and not has_trained(path.parent) else ()))
         changes = [
             f"{key} changed ({_short(_value(before, key))} there, {_short(_value(resolved, key))} now)"
             for key in sorted(differences(before, resolved))
-            if key.split(".")[0] not in FREE_SECTIONS
+            if not _within(key, free)
         ]
         if changes:
             more = f" and {len(changes) - _SHOWN_CHANGES} more" if len(changes) > _SHOWN_CHANGES else ""
@@ -72,6 +89,15 @@ def _adopt(config: RunConfig, path: Path) -> None:
         if before == resolved:
             return
     write_json(path, resolved)
+
+
+def _within(key: str, places: Iterable[str]) -> bool:
+    return any(key == place or key.startswith(f"{place}.") for place in places)
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether a stage that trains was begun: from then on the texts stay what they are."""
+    return (folder / METRICS).exists() or any((folder / CHECKPOINTS).glob("*"))
 
 
 def _with_defaults(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gad.arms import BASE, Arms
 from gad.build import Workshop
+from gad.collection import Purchase, collect
 from gad.config.run import RunConfig
 from gad.config.training import Sampling
 from gad.crew import ALONE, Crew
@@ -17,7 +18,7 @@ from gad.examples import Examples
 from gad.progress import Progress
 from gad.schedule import adversarial_steps, phase_steps, steps_for, steps_of
 from gad.signals import StopRequest
-from gad.stages import adversarial, collect, seqkd, warmup
+from gad.stages import adversarial, seqkd, warmup
 from gad.training.optimizer import entries
 from gad.training.run import Place, StageRun, done_checkpoint
 
@@ -66,8 +67,8 @@ class Pipeline:
         self._say_headline()
 
     def collect(self) -> None:
-        """Recorded texts into the run folder."""
-        collect.collect(self.config, self.folder, self._progress)
+        """Texts into the run folder: recorded ones, or bought from the teacher."""
+        collect(self.config, self.folder, self._progress, self._stop, Purchase())
 
     def seqkd(self) -> None:
         """The control."""

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gad.bill import bill
 from gad.config.data import HeldOutShare, Source
 from gad.config.run import RunConfig
-from gad.data import load_data
+from gad.data import DataSets, LoadedSet, PromptSet, load_asked, load_data
 from gad.data.sources import is_remote
 from gad.errors import ConfigError, ModelError
 from gad.schedule import adversarial_steps, phase_steps, steps_for, steps_of
@@ -27,16 +28,17 @@ def derive(config: RunConfig) -> list[tuple[str, list[Line]]]:
     if remote:
         lines = [("not on this machine", ", ".join(remote)), ("steps", "known when the data are here: `gad collect`")]
         return [model, ("data", lines)]
-    sets = load_data(config.data, seed=config.seed)
-    train = len(sets.train.examples)
-    measured = {"held_out": len(sets.held_out.examples)}
-    if sets.out_of_distribution is not None:
-        measured["out_of_distribution"] = len(sets.out_of_distribution.examples)
-    sizes = [("train", f"{train:,} prompts"), *((name, f"{size:,} prompts") for name, size in measured.items())]
+    asked = None if config.teacher is None else load_asked(config.data, config.seed)
+    sets: DataSets[LoadedSet] | DataSets[PromptSet]
+    sets = load_data(config.data, config.seed) if asked is None else asked.sets
+    measured = {name: len(each.prompts) for name, each in sets.named.items()}
+    sizes = [(name, f"{size:,} prompts") for name, size in measured.items()]
     sizes.append(("near-duplicates across sets", str(len(sets.leaks))))
+    train = measured.pop("train")
     return [
         model,
         ("data", sizes),
+        *([] if asked is None or config.teacher is None else [("teacher", bill(config.teacher, asked, config.folder))]),
         *_seqkd(config, train),
         *_warmup(config, train),
         *_adversarial(config, train),

@@ -13,12 +13,18 @@ from gad.errors import Interrupted
 class StopRequest:
     """Set by the first signal; a second Ctrl-C stops at once.
 
-    say: is told when a stop is asked for, so that a person sees that it was heard.
+    say: is told when a stop is asked for, so that a person sees that it was heard. promise: what it is told.
     """
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self.signal_number: int | None = None
+        self.promise = "stopping after this step, which is saved; Ctrl-C again stops at once"
         self._say = say
+
+    @property
+    def asked(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.signal_number is not None
 
     def check(self) -> None:
         """Raises Interrupted once a stop was asked for. Called where everything is saved."""
@@ -43,4 +49,4 @@ class StopRequest:
             return
         # A signal may come in the middle of a line that is being written, and a second writer is refused then.
         with suppress(RuntimeError):
-            self._say("stopping after this step, which is saved; Ctrl-C again stops at once")
+            self._say(self.promise)

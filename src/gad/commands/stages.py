@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Annotated
+
+import typer
+
 from gad.commands.common import Overrides, RunFile, settings, train
 
 
@@ -16,21 +21,42 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
     train(run_file, overrides, lambda pipeline: pipeline.run())
 
 
-def collect(run_file: RunFile, overrides: Overrides = None) -> None:
-    """Teacher texts into the run folder: read, filtered, checked for leaks.
+def collect(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again for replies that were given up.")
+    ] = False,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Buy only part I of N, e.g. 2/8.")] = None,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Buy through the Batch API: half the price, in a day.")
+    ] = False,
+) -> None:
+    """Teacher texts into the run folder: read or bought, filtered, checked for leaks.
+
+    With a section `teacher` in the run file they are bought from an API, each reply once. Run it again after any stop.
 
     Examples:
 
     - `gad collect run.yaml`
     - `gad collect run.yaml data.on_bad_rows=skip`
+    - `gad collect run.yaml teacher.max_cost_usd=50 teacher.limits.concurrency=256`
+    - `gad collect run.yaml --retry-failed`
     """
     with settings(run_file, overrides) as config:
+        from gad.collection import Purchase
+        from gad.collection import collect as collect_texts
         from gad.folder import opened
         from gad.progress import progress
-        from gad.stages.collect import collect as collect_texts
+        from gad.signals import StopRequest
+        from gad.teacher.shards import Shard
 
-        with opened(config) as folder:
-            collect_texts(config, folder, progress())
+        how = Purchase(retry_failed, None if shard is None else Shard.parse(shard), batch)
+        shown = progress()
+        stop = StopRequest(shown.say)
+        listening = nullcontext() if config.teacher is None else stop.listening()
+        with opened(config, alone=how.shard is None) as folder, listening:
+            collect_texts(config, folder, shown, stop, how)
 
 
 def seqkd(run_file: RunFile, overrides: Overrides = None) -> None:

@@ -210,7 +210,8 @@ def _shown(detail: ErrorDetails, location: Location) -> str:
     given = detail["input"]
     if isinstance(given, dict | list | tuple) or detail["type"] in ("missing", "extra_forbidden", "union_tag_invalid"):
         return ""
-    if any(_SECRET.search(str(part)) for part in location) or given is None:
+    address = isinstance(given, str) and "://" in given and ("@" in given or "?" in given)
+    if any(_SECRET.search(str(part)) for part in location) or given is None or address:
         return ""
     text = repr(given)
     return f" (got {text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + '...'})"

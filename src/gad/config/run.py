@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from gad.config.base import Section
 from gad.config.data import DataConfig
 from gad.config.models import DiscriminatorConfig, Lora, PromptConfig, SharedDiscriminator, StudentConfig
+from gad.config.teacher import TeacherConfig
 from gad.config.training import AdversarialConfig, Optimizer, Sampling, SeqkdConfig, WarmupConfig
 
 
@@ -138,6 +139,8 @@ class RunConfig(Section):
     """The run folder is made in here. May change within a run, when the folder is moved."""
     data: DataConfig
     """Prompts and the teacher's replies."""
+    teacher: TeacherConfig | None = None
+    """With it, `gad collect` asks an API for the replies to the prompts of `data`; without, they are in `data`."""
     prompt: PromptConfig = PromptConfig()
     """How conversations become tokens."""
     student: StudentConfig

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     JsonValue,
@@ -21,7 +22,6 @@ from pydantic import (
 )
 
 from gad.config.base import Section
-from gad.config.data import Filters
 
 _SECRET = re.compile(r"auth|key|token|secret|cookie", re.IGNORECASE)
 
@@ -57,13 +57,22 @@ def _plain_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("is the name of an environment variable, e.g. OPENAI_API_KEY, not the key itself")
+    return name
+
+
+EnvironmentVariable = Annotated[str, AfterValidator(_variable)]
+
+
 class OpenAIEndpoint(Section):
     """Any OpenAI-compatible endpoint: OpenAI, vLLM, llama.cpp, Ollama, OpenRouter, Gemini, Anthropic, ..."""
 
     kind: Literal["openai"] = "openai"
     base_url: str = "https://api.openai.com/v1"
     """Up to the version, e.g. http://127.0.0.1:8080/v1 for a server of your own."""
-    api_key_env: str | None = "OPENAI_API_KEY"
+    api_key_env: EnvironmentVariable | None = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; null where the endpoint needs none."""
     headers: dict[str, str] = Field(default_factory=dict)
     """Further headers. No secrets: they are written into the run folder."""
@@ -92,9 +101,10 @@ class AzureEndpoint(Section):
     """https://RESOURCE.openai.azure.com"""
     api_version: str
     """As Azure's documentation gives it, e.g. 2024-10-21."""
-    api_key_env: str = "AZURE_OPENAI_API_KEY"
+    api_key_env: EnvironmentVariable = "AZURE_OPENAI_API_KEY"
     """Name of the environment variable that holds the key."""
     max_tokens_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_completion_tokens"
+    """Older models take `max_tokens`."""
 
     @field_validator("azure_endpoint")
     @classmethod
@@ -170,7 +180,9 @@ class Prices(Section):
     """USD per million tokens."""
 
     usd_per_million_input: NonNegativeFloat
+    """Of prompt tokens."""
     usd_per_million_output: NonNegativeFloat
+    """Of reply tokens, reasoning among them."""
     usd_per_million_cached_input: NonNegativeFloat | None = None
     """Of prompt tokens that the provider read from its cache; null: as the others."""
     batch_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
@@ -181,12 +193,15 @@ class ApiConfig(Section):
     """What every buyer of replies needs: the teacher's collector, a judge."""
 
     endpoint: Endpoint = OpenAIEndpoint()
+    """Where it is."""
     model: Annotated[str, Field(min_length=1)]
     """As the endpoint names it."""
     api: Literal["chat", "responses"] = "chat"
     """Chat completions, which all endpoints have, or OpenAI's Responses API."""
     sampling: ReplySampling = ReplySampling()
+    """How replies are drawn."""
     limits: ApiLimits = ApiLimits()
+    """How fast and how patiently it is asked."""
     prices: Prices | None = None
     """null takes the package's dated table where it knows the model; a local server's replies then cost nothing."""
     max_cost_usd: PositiveFloat | None = None
@@ -224,14 +239,13 @@ class BatchSettings(Section):
 
 
 class TeacherConfig(ApiConfig):
-    """The teacher, and which of its replies are trained on."""
+    """A teacher to ask for the replies to the prompts of `data`. Replies that `data.filters` or a key below leaves out
+    stay in the ledger, each with its reason."""
 
     system_prompt: str | None = None
     """Put before prompts that have none of their own. The student does not see it: it learns to do without."""
     replies_per_prompt: PositiveInt = 1
     """Each is a request of its own, so that each is paid for once; the paper has one."""
-    filters: Filters = Filters()
-    """Replies that are kept in the ledger and left out of `teacher.jsonl`, each with its reason."""
     languages: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = ()
     """ISO 639-1 codes, e.g. en: replies in other languages are left out. Needs `pip install py3langid`."""
     near_duplicates: NearDuplicates | None = None
@@ -243,3 +257,4 @@ class TeacherConfig(ApiConfig):
     name, the endpoint has names of its own (a deployment, a file), and every name is taken. The summary counts them.
     """
     batch: BatchSettings = BatchSettings()
+    """For `gad collect --batch`."""

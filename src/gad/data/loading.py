@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gad.config.data import Filters, OnBadRows, Source
 from gad.data.columns import ParsedRow, column_names, id_of, parse_row
 from gad.data.filters import why_drop_prompt, why_drop_reply
-from gad.data.rows import BadRow, Place, RowError, tidy
+from gad.data.prompts import blind
+from gad.data.rows import BadRow, Place, RowError, bad_row_error, tidy
 from gad.data.sources import label_of, read_rows
 from gad.errors import DataError
 from gad.records import Example, Message, Prompt, TeacherReply
@@ -77,10 +78,19 @@ class LoadedSet:
         """The examples' prompts."""
         return tuple(example.prompt for example in self.examples)
 
-    def keeping(self, ids: Iterable[str]) -> tuple[Example, ...]:
-        """The examples whose prompt id is among `ids`."""
-        wanted = frozenset(ids)
-        return tuple(example for example in self.examples if example.prompt.id in wanted)
+    @property
+    def size(self) -> int:
+        """Rows in the set: its replies."""
+        return sum(len(example.replies) for example in self.examples)
+
+    def only(self, ids: Collection[str]) -> LoadedSet:
+        """The examples whose prompt id is among `ids`; the origin's fingerprint follows."""
+        kept = tuple(example for example in self.examples if example.prompt.id in ids)
+        return LoadedSet(kept, replace(self.origin, sha256=fingerprint(kept)))
+
+    def of(self, origin: Origin) -> LoadedSet:
+        """The same examples with another account of where they came from."""
+        return replace(self, origin=origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,20 @@ class PromptSet:
 
     prompts: tuple[Prompt, ...]
     origin: Origin
+
+    @property
+    def size(self) -> int:
+        """Rows in the set: its prompts."""
+        return len(self.prompts)
+
+    def only(self, ids: Collection[str]) -> PromptSet:
+        """The prompts whose id is among `ids`; the origin's fingerprint follows."""
+        kept = tuple(prompt for prompt in self.prompts if prompt.id in ids)
+        return PromptSet(kept, replace(self.origin, sha256=fingerprint(kept)))
+
+    def of(self, origin: Origin) -> PromptSet:
+        """The same prompts with another account of where they came from."""
+        return replace(self, origin=origin)
 
 
 def load_examples(
@@ -147,7 +171,7 @@ class _Gathered:
         self._counts: dict[str, int] = defaultdict(int)
         self._rows = self._renamed = 0
         for source in sources:
-            self._read(source if with_reply else _without_reply(source))
+            self._read(source if with_reply else blind(source))
 
     def _read(self, source: Source) -> None:
         for row in read_rows(source):
@@ -166,8 +190,7 @@ class _Gathered:
     def _bad(self, row: BadRow) -> None:
         detail = tidy(row.detail)
         if self._on_bad_rows == "stop":
-            way_out = "correct the row, or set `on_bad_rows: skip` to leave out such rows and count them"
-            raise DataError(f"{row.place}: {row.reason}: {detail}; {way_out}")
+            raise bad_row_error(row)
         self._drop(f"bad row, {row.reason}", f"{row.place}: {detail}")
 
     def _drop(self, reason: str, what: str) -> None:
@@ -229,9 +252,3 @@ class _Gathered:
         dropped = tuple(Dropped(reason, n, tuple(self._dropped[reason])) for reason, n in self._counts.items())
         columns = {part: tuple(names) for part, names in self._columns.items()}
         return Origin(self.label, self._rows, dropped, self._renamed, columns, fingerprint(items))
-
-
-def _without_reply(source: Source) -> Source:
-    """The same source, blind to the columns that are about replies, so that they need not be there."""
-    unread = {"completion": None, "finish_reason": None, "model": None}
-    return source.model_copy(update={"columns": source.columns.model_copy(update=unread)})

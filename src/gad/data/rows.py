@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from gad.errors import DataError
+
 _LONGEST_MESSAGE = 300
 
 
@@ -51,3 +53,9 @@ def tidy(text: str) -> str:
     """Text from a data file for a message: one line, printable, not longer than a few lines of a terminal."""
     short = text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
+
+
+def bad_row_error(row: BadRow) -> DataError:
+    """What is raised at a bad row with `on_bad_rows: stop`."""
+    way_out = "correct the row, or set `on_bad_rows: skip` to leave out such rows and count them"
+    return DataError(f"{row.place}: {row.reason}: {tidy(row.detail)}; {way_out}")

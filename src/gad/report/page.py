@@ -120,6 +120,7 @@ def _context(run: Gathered) -> dict[str, Any]:
         "seconds": seconds,
         "tokens": tokens,
         "cost": cost,
+        "teacher": story.teacher(run),
         "config": [(key, without_secrets(value)) for key, value in story.flat(run.config)] if run.config else [],
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from gad.report.figures import headline_pairs
@@ -136,6 +136,27 @@ def effort(run: Gathered) -> tuple[list[tuple[str, str]], list[tuple[str, str]],
             if value is not None
         ],
     )
+
+
+def teacher(run: Gathered) -> list[tuple[str, str]]:
+    """Where the teacher's replies are from, where they were bought: what was asked, who answered, when, how much."""
+    bought = dict(run.summary.teacher) if run.summary is not None else {}
+    if not bought:
+        return []
+    models = ", ".join(f"{name} ({count:,})" for name, count in bought["models"].items())
+    days = [
+        datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        for at in (bought["first_reply"], bought["last_reply"])
+        if at is not None
+    ]
+    return [
+        ("asked", f"{bought['model']} at {bought['endpoint']}"),
+        ("answered", models or "nobody"),
+        ("replies", f"{bought['bought']:,}"),
+        ("between", " and ".join(days)),
+        *((name.replace("_", " "), f"{count:,}") for name, count in bought["tokens"].items() if count),
+        ("prices", str(bought["prices_from"])),
+    ]
 
 
 def duration(seconds: float) -> str:

@@ -131,6 +131,7 @@ class Summary(_Part):
     dropped: tuple[Dropped, ...] = ()
     leaks: tuple[Leak, ...] = ()
     cost: dict[str, Number] = {}
+    teacher: dict[str, Any] = {}
     seconds: dict[str, Number] = {}
     tokens: dict[str, Number] = {}
     machine: dict[str, Any] = {}

@@ -3,59 +3,63 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gad.config.data import DataConfig
 from gad.config.run import RunConfig
-from gad.data import LoadedSet, load_data
+from gad.data import Leak, LoadedSet, Origin, load_data
 from gad.errors import RunFolderError
 from gad.progress import Progress
 from gad.records import Example, Message, Prompt, TeacherReply
 from gad.storage import read_jsonl, write_json, write_jsonl
+from gad.teacher.files import path_of
 
-TEACHER = "teacher.jsonl"
 ORIGINS = "data.json"
 SETS = "sets"
 
 
-def import_texts(config: DataConfig, folder: Path, *, seed: int) -> dict[str, Any]:
-    """Write `teacher.jsonl` (training), `sets/<set>.jsonl` (measuring) and `data.json` (where from, what was dropped).
+def import_once(config: RunConfig, folder: Path, progress: Progress) -> None:
+    """Write `teacher.jsonl` (training), `sets/<set>.jsonl` (measuring) and `data.json`, where they are not there yet.
 
-    Returns what `data.json` holds. Raises DataError for data that cannot be used.
+    Raises DataError for data that cannot be used.
     """
-    sets = load_data(config, seed=seed)
-    measured = {"held_out": sets.held_out}
-    if sets.out_of_distribution is not None:
-        measured["out_of_distribution"] = sets.out_of_distribution
-    for name, loaded in measured.items():
-        write_jsonl(folder / SETS / f"{name}.jsonl", _rows(loaded.examples))
-    write_jsonl(folder / TEACHER, _rows(sets.train.examples))
-    origins = {
-        "sets": {"train": _origin(sets.train), **{name: _origin(loaded) for name, loaded in measured.items()}},
-        "leaks": [asdict(leak) for leak in sets.leaks],
-        "teachers": sorted({reply.model for example in sets.train.examples for reply in example.replies}),
-    }
-    write_json(folder / ORIGINS, origins)
-    return origins
-
-
-def collect(config: RunConfig, folder: Path, progress: Progress) -> None:
-    """Import the run's texts, once, and say what was left out."""
     if (folder / ORIGINS).exists():
         return
-    origins = import_texts(config.data, folder, seed=config.seed)
-    for name, origin in origins["sets"].items():
-        left_out = sum(reason["count"] for reason in origin["dropped"])
-        progress.say(f"{name}: {origin['prompts']} prompts, {left_out} rows left out")
-    if origins["leaks"]:
-        progress.say(f"near-duplicates across sets: {len(origins['leaks'])}, listed in the report")
+    sets = load_data(config.data, seed=config.seed)
+    for name, loaded in reversed(sets.named.items()):
+        write_set(loaded, name, folder)
+    origins = {name: (len(loaded.examples), loaded.origin) for name, loaded in sets.named.items()}
+    models = {reply.model for example in sets.train.examples for reply in example.replies}
+    write_origins(folder, origins, sets.leaks, models, progress)
+
+
+def write_set(loaded: LoadedSet, name: str, folder: Path) -> None:
+    """A set's rows, as they were recorded."""
+    write_jsonl(path_of(name, folder), _rows(loaded.examples))
+
+
+def write_origins(
+    folder: Path,
+    sets: Mapping[str, tuple[int, Origin]],
+    leaks: Sequence[Leak],
+    teachers: Iterable[str],
+    progress: Progress,
+) -> None:
+    """Write `data.json`, the last file of a collection, and say what was left out. sets: prompts and where from."""
+    rows = {name: {"prompts": prompts, **origin.as_dict()} for name, (prompts, origin) in sets.items()}
+    origins = {"sets": rows, "leaks": [asdict(leak) for leak in leaks], "teachers": sorted(teachers)}
+    write_json(folder / ORIGINS, origins)
+    for name, (prompts, origin) in sets.items():
+        left_out = sum(dropped.count for dropped in origin.dropped)
+        progress.say(f"{name}: {prompts} prompts, {left_out} rows left out")
+    if leaks:
+        progress.say(f"near-duplicates across sets: {len(leaks)}, listed in the report")
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Examples that `import_texts` (or a collection from an API) wrote; replies of one prompt are put together.
+    """Examples that a collection wrote; replies of one prompt are put together.
 
     Raises RunFolderError where there are none: the stage before has not run.
     """
@@ -91,7 +95,3 @@ def _rows(examples: Sequence[Example]) -> Iterable[dict[str, Any]]:
                 "created": created,
                 "request_hash": None,
             }
-
-
-def _origin(loaded: LoadedSet) -> dict[str, Any]:
-    return {"prompts": len(loaded.examples), **loaded.origin.as_dict()}

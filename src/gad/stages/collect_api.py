@@ -5,11 +5,12 @@ prompts -> requests -> `teacher/ledger.jsonl` (every request and its outcome) ->
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gad.config.data import Filters
 from gad.config.teacher import TeacherConfig
 from gad.errors import GadError
 from gad.progress import Progress
@@ -17,12 +18,12 @@ from gad.records import Prompt
 from gad.storage import write_json
 from gad.teacher.batch import held_by_batches, run_batches
 from gad.teacher.caller import ApiCaller, never
-from gad.teacher.client import Exchange
-from gad.teacher.files import Contents, write_files
+from gad.teacher.client import Exchange, address
+from gad.teacher.files import Contents, Files
 from gad.teacher.index import State, Wanted
 from gad.teacher.ledger import LEDGER
 from gad.teacher.ledger_file import disk_errors
-from gad.teacher.money import Bill, asked_messages
+from gad.teacher.money import asked_messages
 from gad.teacher.progress import Display, usd
 from gad.teacher.prompts import Rereadable
 from gad.teacher.requests import ApiRequest
@@ -36,11 +37,15 @@ SUMMARY = "collect.json"
 _CHUNK = 10_000
 
 
+PromptSets = Mapping[str, Iterable[Prompt]]
+
+
 def collect(
     config: TeacherConfig,
-    prompts: Iterable[Prompt],
+    sets: PromptSets,
     folder: Path,
     *,
+    filters: Filters,
     progress: Progress,
     retry_failed: bool = False,
     shard: Shard | None = None,
@@ -48,9 +53,12 @@ def collect(
     stop: Callable[[], bool] = never,
     exchange: Exchange | None = None,
 ) -> CollectSummary:
-    """Buy what the ledger lacks, then write `teacher.jsonl` and `collect.json`. Run again, it goes on where it was.
+    """Buy what the ledger lacks, then write `teacher.jsonl`, `sets/*.jsonl` and `collect.json`. Run again, it goes on
+    where it was.
 
-    prompts: read twice; what can be read only once is first copied to disk. Prompt ids are unique.
+    sets: prompts by the name of their set; "train" goes to `teacher.jsonl`. They are read twice; what can be read only
+    once is first copied to disk. Ids are unique within a set.
+    filters: which replies are left out of those files; they stay in the ledger.
     shard: only this part of the requests, into a ledger of its own; `teacher.jsonl` is then written by a later call
     without `shard`, which takes in the ledgers of all parts.
     batch: through the Batch API; returns when every batch is done, or with `stopped` when a stop is asked for.
@@ -61,7 +69,7 @@ def collect(
     with ExitStack() as stack:
         stack.enter_context(disk_errors(folder))
         own.mkdir(parents=True, exist_ok=True)
-        prompts = stack.enter_context(Rereadable(prompts, own))
+        readable = {name: stack.enter_context(Rereadable(prompts, own)) for name, prompts in sets.items()}
         others = [path for path in shard_folders(home) if path != own]
         shown = _Shown()
         caller = stack.enter_context(
@@ -76,15 +84,15 @@ def collect(
                 share=1.0 if shard is None else 1.0 / shard.count,
             )
         )
-        job = _Job(config, caller, progress, shown, shard, retry_failed, stop)
+        job = _Job(config, readable, caller, progress, shown, shard, retry_failed, stop)
         caller.purse.hold(held_by_batches(own))
-        job.plan(prompts)
+        job.plan()
         failure: GadError | None = None
         try:
-            job.buy(prompts, batch=batch)
+            job.buy(batch=batch)
         except GadError as error:
             failure = error
-        summary = job.finish(folder if shard is None else own, own)
+        summary = job.finish(Files(config, filters, caller.ledger, folder if shard is None else own, own))
         if failure is not None:
             raise failure
         return summary
@@ -106,6 +114,7 @@ class _Shown:
 @dataclass
 class _Job:
     config: TeacherConfig
+    sets: PromptSets
     caller: ApiCaller
     progress: Progress
     shown: _Shown
@@ -114,22 +123,23 @@ class _Job:
     stop: Callable[[], bool]
     repeated: int = 0
 
-    def _all(self, prompts: Iterable[Prompt]) -> Iterator[tuple[ApiRequest, str, bool]]:
-        """Requests of this part with their keys, and whether the system prompt was added."""
-        for prompt in prompts:
-            messages = asked_messages(self.config, prompt)
-            for sample in range(self.config.replies_per_prompt):
-                request = ApiRequest(prompt.id, messages, sample)
-                key = key_of(self.config, request)
-                if self.shard is None or self.shard.has(key):
-                    yield request, key, len(messages) > len(prompt.messages)
+    def _all(self) -> Iterator[tuple[str, ApiRequest, str, bool]]:
+        """Sets, requests of this part with their keys, and whether the system prompt was added."""
+        for name, prompts in self.sets.items():
+            for prompt in prompts:
+                messages = asked_messages(self.config, prompt)
+                for sample in range(self.config.replies_per_prompt):
+                    request = ApiRequest(prompt.id, messages, sample)
+                    key = key_of(self.config, request)
+                    if self.shard is None or self.shard.has(key):
+                        yield name, request, key, len(messages) > len(prompt.messages)
 
-    def plan(self, prompts: Iterable[Prompt]) -> None:
+    def plan(self) -> None:
         """Note what is wanted, and say what there is and what it may cost."""
         chunk: list[Wanted] = []
         asked = 0
-        for request, key, added in self._all(prompts):
-            chunk.append(Wanted(key, request.id, request.sample, added))
+        for name, request, key, added in self._all():
+            chunk.append(Wanted(key, name, request.id, request.sample, added))
             asked += 1
             if len(chunk) >= _CHUNK:
                 self.caller.ledger.index.want(chunk)
@@ -159,15 +169,15 @@ class _Job:
     def _again(self) -> tuple[State | None, ...]:
         return (None, State.OPEN, State.UNDER_WAY, *((State.GIVEN_UP,) if self.retry_failed else ()))
 
-    def requests(self, prompts: Iterable[Prompt]) -> Iterator[ApiRequest]:
+    def requests(self) -> Iterator[ApiRequest]:
         """What is to be bought."""
-        for request, key, _ in self._all(prompts):
+        for _, request, key, _ in self._all():
             entry = self.caller.ledger.index.get(key)
             state = None if entry is None else entry.state
             if state in self._again:
                 yield request
 
-    def buy(self, prompts: Iterable[Prompt], *, batch: bool) -> None:
+    def buy(self, *, batch: bool) -> None:
         """Until everything is settled, a stop, or an error."""
         waiting = self.counts.get(State.IN_BATCH, 0) if batch else 0
         if self._missing + waiting == 0:
@@ -178,7 +188,7 @@ class _Job:
             f"teacher: {self._missing + waiting} of {total} replies to buy from {self.config.model}{in_batches}"
         )
         settled = total - self._missing - self.counts.get(State.IN_BATCH, 0)
-        requests, caller, watch = self.requests(prompts), self.caller, self.shown.watch
+        requests, caller, watch = self.requests(), self.caller, self.shown.watch
         with Display(self.progress, "collect", total, settled, caller.purse.cap) as display:
             self.shown.display = display
             try:
@@ -190,29 +200,30 @@ class _Job:
             finally:
                 self.shown.display = None
 
-    def finish(self, target: Path, lists: Path) -> CollectSummary:
+    def finish(self, files: Files) -> CollectSummary:
         """Write the files and say what is in them."""
-        contents = write_files(self.config, self.caller.ledger, target, lists, all_parts=self.shard is None)
-        summary = self._summary(contents, self.caller.bill)
-        write_json(target / SUMMARY, asdict(summary))
+        contents = files.write(list(self.sets), all_parts=self.shard is None)
+        summary = self._summary(contents)
+        write_json(files.target / SUMMARY, asdict(summary))
         for line in describe(summary):
             self.progress.say(line)
         return summary
 
-    def _summary(self, contents: Contents, bill: Bill) -> CollectSummary:
-        last, found = self.shown.last, self.caller.found
+    def _summary(self, contents: Contents) -> CollectSummary:
+        last, found, bill = self.shown.last, self.caller.found, self.caller.bill
         return CollectSummary(
+            model=self.config.model,
+            endpoint=address(self.config),
             requested=sum(self.counts.values()),
             repeated=self.repeated,
-            kept=contents.kept,
-            missing=contents.missing,
-            in_batches=contents.in_batches,
-            left_out=dict(contents.left_out.most_common()),
-            given_up=dict(contents.given_up.most_common()),
+            sets=contents.sets,
+            bought=contents.bought,
             removed=contents.removed,
             removed_ids=contents.removed_ids,
             models=dict(contents.models.most_common()),
             tokens=contents.tokens,
+            first_reply=contents.first,
+            last_reply=contents.last,
             spent_usd=round(bill.spent, 9),
             maybe_usd=round(bill.maybe, 9),
             lost=found.lost,

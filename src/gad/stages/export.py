@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ tags: [distillation, gad]
 {model}, distilled from {teacher} by Generative Adversarial Distillation (arXiv 2511.10643) with `gad`.
 
 - trained on {prompts} prompts with the teacher's replies; checkpoint `{checkpoint}` ({reason})
-- prompts are wrapped as `{format}`; replies were cut at {max_reply_tokens} tokens in training
+{bought}- prompts are wrapped as `{format}`; replies were cut at {max_reply_tokens} tokens in training
 
 {figures}
 Terms: training on a provider's output may be restricted by that provider's terms of use; check them before you
@@ -57,8 +58,19 @@ def card(config: RunConfig, folder: Path) -> str:
         reason=choice.get("reason", "not chosen"),
         format=config.prompt.format,
         max_reply_tokens=config.prompt.max_reply_tokens,
+        bought=_bought(_read(folder / "collect.json")),
         figures=_figures(summary),
     )
+
+
+def _bought(collected: dict[str, Any]) -> str:
+    """Where the teacher's replies are from, where they were bought."""
+    if not collected.get("first_reply"):
+        return ""
+    first, last = (time.strftime("%Y-%m-%d", time.gmtime(collected[f"{which}_reply"])) for which in ("first", "last"))
+    days = first if first == last else f"{first} to {last}"
+    models = ", ".join(f"`{name}` ({count:,})" for name, count in collected["models"].items())
+    return f"- {collected['bought']:,} replies of {days}, asked of `{collected['model']}`, written by {models}\n"
 
 
 def _figures(summary: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from gad.judging.style import HouseStyle
 from gad.records import Example, GeneratedReply
 from gad.seeds import stable_seed
 from gad.stages.collect import ORIGINS
+from gad.stages.collect_api import SUMMARY as COLLECTED
 from gad.stages.generate import read_replies, replies_path
 from gad.stages.measure import likelihood_path, read_column, scores_path
 from gad.storage import read_jsonl, write_json
@@ -69,7 +70,8 @@ def summarize(
         "checkpoint": _read(folder / "choice.json"),
         "dropped": list(_dropped(folder)),
         "leaks": _read(folder / ORIGINS).get("leaks", []),
-        "cost": {"teacher_usd": _teacher_cost(folder), "judge_usd": 0.0},
+        "cost": {**_teacher_cost(folder), "judge_usd": 0.0},
+        "teacher": _teacher_in_short(folder),
         **_totals(folder),
         "machine": {"cpu": platform.processor() or platform.machine(), "python": platform.python_version()},
     }
@@ -211,8 +213,20 @@ def _dropped(folder: Path) -> Iterator[dict[str, Any]]:
                 yield {"where": name, "reason": reason, "count": count}
 
 
-def _teacher_cost(folder: Path) -> float:
-    return float(sum(row["cost_usd"] or 0.0 for row in read_jsonl(folder / "teacher.jsonl")))
+def _teacher_cost(folder: Path) -> dict[str, float]:
+    """USD for all replies that were bought, used or not; "possibly": for replies that never came."""
+    bought = _read(folder / COLLECTED)
+    if not bought:
+        return {"teacher_usd": 0.0}
+    possibly = {"teacher_possibly_usd": bought["maybe_usd"]} if bought["maybe_usd"] else {}
+    return {"teacher_usd": bought["spent_usd"], **possibly}
+
+
+def _teacher_in_short(folder: Path) -> dict[str, Any]:
+    """Where bought replies are from; empty where replies were imported."""
+    bought = _read(folder / COLLECTED)
+    names = ("model", "endpoint", "models", "bought", "tokens", "first_reply", "last_reply", "prices_from")
+    return {name: bought[name] for name in names} if bought else {}
 
 
 def _totals(folder: Path) -> dict[str, Any]:

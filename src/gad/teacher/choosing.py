@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from importlib import import_module
 
+from gad.config.data import Filters
 from gad.config.teacher import NearDuplicates, TeacherConfig
 from gad.data.filters import why_drop_reply
 from gad.data.leaks import jaccard, ngrams
@@ -25,8 +26,10 @@ class Chooser:
     Raises ConfigError where languages are asked for and py3langid is not installed.
     """
 
-    def __init__(self, config: TeacherConfig, models: Iterable[str], text_of: Callable[[int], str]) -> None:
-        self._config = config
+    def __init__(
+        self, config: TeacherConfig, filters: Filters, models: Iterable[str], text_of: Callable[[int], str]
+    ) -> None:
+        self._config, self._filters = config, filters
         self._accepted = accepted_models(config, models)
         self._language = _language_of() if config.languages else None
         self._repeated = None if config.near_duplicates is None else _Repeated(config.near_duplicates, text_of)
@@ -39,7 +42,7 @@ class Chooser:
         return reason
 
     def _why_not_alone(self, reply: Reply) -> str | None:
-        filters = self._config.filters
+        filters = self._filters
         if reply.finish_reason == "content_filter":
             return "content filter"
         if reply.refusal is not None and filters.drop_refused:

@@ -1,14 +1,14 @@
-"""`teacher.jsonl` and the lists beside it, made from a ledger: in the order of the prompt set, whatever came when."""
+"""`teacher.jsonl` and the lists beside it, made from a ledger: in the order of the prompt sets, whatever came when."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gad.config.data import Filters
 from gad.config.teacher import TeacherConfig
 from gad.storage import JsonlWriter, Row, write_jsonl
 from gad.teacher.choosing import Chooser, usage_totals
@@ -20,90 +20,131 @@ TEACHER = "teacher.jsonl"
 GIVEN_UP = "given_up.jsonl"
 LEFT_OUT = "left_out.jsonl"
 REMOVED = "removed.jsonl"
+TRAIN = "train"
 _SHOWN = 20
+_FIRST = 5
 
 
 @dataclass
-class Contents:
-    """What was written. left_out, given_up: counts by reason; the files list them. removed: ids, the first 20."""
+class LeftOut:
+    """Prompts without a row for one reason; first: ids of a few."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, identity: str) -> None:
+        """One more."""
+        self.count += 1
+        if len(self.first) < _FIRST:
+            self.first.append(identity)
+
+
+@dataclass
+class SetContents:
+    """What was written of a prompt set. left_out, given_up: by reason; the files list them."""
 
     kept: int = 0
     missing: int = 0
     in_batches: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    given_up: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    given_up: dict[str, LeftOut] = field(default_factory=dict)
+
+
+@dataclass
+class Contents:
+    """What was written of all sets. bought: replies that the sets ask for. removed: ids, the first 20.
+    first, last: when the earliest and the latest of the replies came, seconds since 1970."""
+
+    sets: dict[str, SetContents] = field(default_factory=dict)
+    bought: int = 0
     models: Counter[str] = field(default_factory=Counter)
     tokens: dict[str, int] = field(default_factory=dict)
-    cost_usd: float = 0.0
     estimated: int = 0
+    first: float | None = None
+    last: float | None = None
     removed: int = 0
     removed_ids: list[str] = field(default_factory=list)
 
 
-def write_files(
-    config: TeacherConfig, ledger: Ledger, folder: Path, lists: Path, *, all_parts: bool = True
-) -> Contents:
-    """Write `teacher.jsonl` into `folder` and the lists into `lists`, each at once whole.
+def path_of(name: str, folder: Path) -> Path:
+    """Where the rows of a set are: `teacher.jsonl` for the training set, `sets/<name>.jsonl` for the others."""
+    return folder / TEACHER if name == TRAIN else folder / "sets" / f"{name}.jsonl"
 
-    A row of `teacher.jsonl`: id, prompt (without the config's system prompt), completion, model, finish_reason, usage,
-    cost_usd, created, request_hash, sample, request_id. all_parts: false where the prompt set is one part of a split;
-    replies that it does not ask for are then another part's.
-    """
-    contents = Contents()
 
-    def text_of(place: int) -> str:
-        return _row_text(ledger.request(Entry(State.REPLY, asked_of[place], place)), ledger.reply_at(place))
+@dataclass
+class Files:
+    """Writes a ledger's replies. config, filters: which are left out. target: where rows go. lists: where lists go."""
 
-    asked_of: dict[int, int] = {}
-    chooser = Chooser(config, ledger.totals.models, text_of)
-    with ExitStack() as stack:
-        left_out = stack.enter_context(_Whole(lists / LEFT_OUT))
-        given_up = stack.enter_context(_Whole(lists / GIVEN_UP))
+    config: TeacherConfig
+    filters: Filters
+    ledger: Ledger
+    target: Path
+    lists: Path
 
-        def rows() -> Iterator[Row]:
-            for wanted, entry in ledger.index.wanted():
-                if entry is None or entry.state in (State.OPEN, State.UNDER_WAY):
-                    contents.missing += 1
-                elif entry.state is State.IN_BATCH:
-                    contents.in_batches += 1
-                elif entry.state is State.GIVEN_UP:
-                    outcome = ledger.given_up_of(entry)
-                    contents.given_up[outcome.reason] += 1
-                    given_up.append(_listed(wanted, outcome.reason, outcome.message))
+    def write(self, names: Sequence[str], *, all_parts: bool = True) -> Contents:
+        """Write the rows of the sets `names` and the lists, each file at once whole.
+
+        A row: id, prompt (without the config's system prompt), completion, model, finish_reason, usage, cost_usd,
+        created, request_hash, sample, request_id. all_parts: false where the sets are one part of a split; replies
+        that they do not ask for are then another part's.
+        """
+        self._contents = Contents()
+        with _Whole(self.lists / LEFT_OUT) as self._left_out, _Whole(self.lists / GIVEN_UP) as self._given_up:
+            for name in names:
+                write_jsonl(path_of(name, self.target), self._rows(name))
+        if all_parts:
+            self._list_removed()
+        return self._contents
+
+    def _rows(self, name: str) -> Iterator[Row]:
+        asked_of: dict[int, int] = {}
+
+        def text_of(place: int) -> str:
+            return _row_text(ledger.request(Entry(State.REPLY, asked_of[place], place)), ledger.reply_at(place))
+
+        ledger, found = self.ledger, SetContents()
+        self._contents.sets[name] = found
+        chooser = Chooser(self.config, self.filters, ledger.totals.models, text_of)
+        for wanted, entry in ledger.index.wanted(name):
+            if entry is None or entry.state in (State.OPEN, State.UNDER_WAY):
+                found.missing += 1
+            elif entry.state is State.IN_BATCH:
+                found.in_batches += 1
+            elif entry.state is State.GIVEN_UP:
+                outcome = ledger.given_up_of(entry)
+                found.given_up.setdefault(outcome.reason, LeftOut()).add(wanted.id)
+                self._given_up.append(_listed(wanted, outcome.reason, outcome.message))
+            else:
+                request, reply = ledger.request(entry), ledger.reply(entry)
+                _count(self._contents, reply)
+                if self.config.near_duplicates is not None:
+                    asked_of[entry.outcome] = entry.asked
+                reason = chooser.why_not(reply, _row_text(request, reply), entry.outcome)
+                if reason is None:
+                    found.kept += 1
+                    yield _teacher_row(wanted, request, reply)
                 else:
-                    request, reply = ledger.request(entry), ledger.reply(entry)
-                    _count(contents, reply)
-                    if config.near_duplicates is not None:
-                        asked_of[entry.outcome] = entry.asked
-                    reason = chooser.why_not(reply, _row_text(request, reply), entry.outcome)
-                    if reason is None:
-                        contents.kept += 1
-                        yield _teacher_row(wanted, request, reply)
-                    else:
-                        contents.left_out[reason] += 1
-                        left_out.append(_listed(wanted, reason, reply.text[:200]))
+                    found.left_out.setdefault(reason, LeftOut()).add(wanted.id)
+                    self._left_out.append(_listed(wanted, reason, reply.text[:200]))
 
-        write_jsonl(folder / TEACHER, rows())
-    if all_parts:
-        _list_removed(contents, ledger, lists / REMOVED)
-    return contents
-
-
-def _list_removed(contents: Contents, ledger: Ledger, path: Path) -> None:
-    with _Whole(path) as removed:
-        for _, entry in ledger.index.unwanted():
-            reply = ledger.reply(entry)
-            contents.removed += 1
-            if len(contents.removed_ids) < _SHOWN:
-                contents.removed_ids.append(reply.id)
-            removed.append({"id": reply.id, "sample": reply.sample, "request_hash": reply.key})
+    def _list_removed(self) -> None:
+        contents = self._contents
+        with _Whole(self.lists / REMOVED) as removed:
+            for _, entry in self.ledger.index.unwanted():
+                reply = self.ledger.reply(entry)
+                contents.removed += 1
+                if len(contents.removed_ids) < _SHOWN:
+                    contents.removed_ids.append(reply.id)
+                removed.append({"id": reply.id, "sample": reply.sample, "request_hash": reply.key})
 
 
 def _count(contents: Contents, reply: Reply) -> None:
+    contents.bought += 1
     contents.models[reply.model or "unknown"] += 1
     contents.tokens = usage_totals(contents.tokens, reply)
-    contents.cost_usd += reply.cost_usd
     contents.estimated += reply.cost_estimated
+    contents.first = min(reply.created, contents.first or reply.created)
+    contents.last = max(reply.created, contents.last or reply.created)
 
 
 def _teacher_row(wanted: Wanted, request: ApiRequest, reply: Reply) -> Row:
@@ -129,7 +170,14 @@ def _row_text(request: ApiRequest, reply: Reply) -> str:
 
 
 def _listed(wanted: Wanted, reason: str, text: str) -> dict[str, Any]:
-    return {"id": wanted.id, "sample": wanted.sample, "reason": reason, "text": text, "request_hash": wanted.key}
+    return {
+        "id": wanted.id,
+        "set": wanted.set,
+        "sample": wanted.sample,
+        "reason": reason,
+        "text": text,
+        "request_hash": wanted.key,
+    }
 
 
 class _Whole:

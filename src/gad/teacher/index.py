@@ -44,16 +44,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A key of the prompt set: whose it is, and whether the config's system prompt was put before it."""
+    """A key that is asked for: by which set and prompt, and whether the config's system prompt was put before it."""
 
     key: str
+    set: str
     id: str
     sample: int
     system_added: bool
 
 
 class Index:
-    """Keys and their states, and the keys that the prompt set asks for, in its order."""
+    """Keys and their states, and the keys that the prompt sets ask for, in their order."""
 
     def __init__(self, folder: Path) -> None:
         descriptor, name = tempfile.mkstemp(prefix=".index-", dir=folder)
@@ -64,7 +65,8 @@ class Index:
             pragma journal_mode = off; pragma synchronous = off; pragma locking_mode = exclusive;
             pragma cache_size = -{_CACHE_KIB}; pragma temp_store = file;
             create table keys (key blob primary key, state int, asked int, outcome int) without rowid;
-            create table wanted (place integer primary key, key blob unique, id text, sample int, added int);
+            create table wanted (
+              place integer primary key, key blob, name text, id text, sample int, added int, unique (key, name));
             begin;
             """
         )
@@ -99,31 +101,36 @@ class Index:
             yield key.hex(), Entry(state, asked, outcome)
 
     def want(self, wanted: Iterable[Wanted]) -> None:
-        """Add to the prompt set; a key that is in it already keeps its first place."""
+        """Add to the prompt sets; a key that is in a set already keeps its first place there."""
         self._db.executemany(
-            "insert or ignore into wanted (key, id, sample, added) values (?, ?, ?, ?)",
-            ((bytes.fromhex(each.key), each.id, each.sample, each.system_added) for each in wanted),
+            "insert or ignore into wanted (key, name, id, sample, added) values (?, ?, ?, ?, ?)",
+            ((bytes.fromhex(each.key), each.set, each.id, each.sample, each.system_added) for each in wanted),
         )
 
-    def wanted(self) -> Iterator[tuple[Wanted, Entry | None]]:
-        """The prompt set in its order, each key with where it stands."""
+    def wanted(self, name: str) -> Iterator[tuple[Wanted, Entry | None]]:
+        """A prompt set in its order, each key with where it stands."""
         rows = self._db.execute(
             """
             select w.key, w.id, w.sample, w.added, k.state, k.asked, k.outcome
-            from wanted w left join keys k using (key) order by w.place
-            """
+            from wanted w left join keys k using (key) where w.name = ? order by w.place
+            """,
+            (name,),
         )
         for key, identity, sample, added, state, *places in rows:
             entry = None if state is None else Entry(State(state), *places)
-            yield Wanted(key.hex(), identity, sample, bool(added)), entry
+            yield Wanted(key.hex(), name, identity, sample, bool(added)), entry
 
     def wanted_counts(self) -> dict[State | None, int]:
-        """How many keys of the prompt set stand where; None: never asked."""
-        rows = self._db.execute("select k.state, count(*) from wanted w left join keys k using (key) group by 1")
+        """How many keys of all prompt sets together stand where; None: never asked."""
+        rows = self._db.execute(
+            """
+            select k.state, count(*) from (select distinct key from wanted) w left join keys k using (key) group by 1
+            """
+        )
         return {None if state is None else State(state): count for state, count in rows}
 
     def unwanted(self) -> Iterator[tuple[str, Entry]]:
-        """Keys with a reply that the prompt set does not ask for."""
+        """Keys with a reply that no prompt set asks for."""
         rows = self._db.execute(
             """
             select k.key, k.state, k.asked, k.outcome from keys k left join wanted w using (key)

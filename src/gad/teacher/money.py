@@ -39,10 +39,12 @@ class CostEstimate:
 
     low, high: the bill lies between, unless replies are shorter than 20 tokens; at high, each is as long as max_tokens.
     at_most: every byte of a prompt a token: what a cap reckons with. prompt_tokens: expected, of all requests.
+    reply_tokens: expected, of one reply.
     """
 
     requests: int
     prompt_tokens: int
+    reply_tokens: int
     low: float
     expected: float
     high: float
@@ -178,7 +180,7 @@ def estimate_cost(
     """
     listed = prices_of(config)
     longest = config.sampling.max_tokens
-    usual = min(reply_tokens or _USUAL_REPLY, longest)
+    usual = round(min(reply_tokens or _USUAL_REPLY, longest))
     requests = tokens = 0
     low = expected = high = at_most = 0.0
     for prompt in prompts:
@@ -187,11 +189,11 @@ def estimate_cost(
         requests, tokens = requests + 1, tokens + number
         fewest, most = usual_tokens(messages, _MOST_BYTES), usual_tokens(messages, _FEWEST_BYTES) + _REQUEST_OVERHEAD
         low += cost(listed.prices, Usage(fewest, min(_SHORT_REPLY, longest)), batch=batch)
-        expected += cost(listed.prices, Usage(number, round(usual)), batch=batch)
+        expected += cost(listed.prices, Usage(number, usual), batch=batch)
         high += cost(listed.prices, Usage(most, longest), batch=batch)
         at_most += most_cost(listed.prices, messages, longest, batch=batch)
     n = config.replies_per_prompt
-    return CostEstimate(requests * n, tokens * n, low * n, expected * n, high * n, at_most * n, listed.source)
+    return CostEstimate(requests * n, tokens * n, usual, low * n, expected * n, high * n, at_most * n, listed.source)
 
 
 def asked_messages(config: TeacherConfig, prompt: Prompt) -> tuple[Message, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from faults.teacher.provider import KEY, PRICE_IN, PRICE_OUT, Provider
+from gad.config.data import Filters
 from gad.config.teacher import TeacherConfig
 from gad.progress import Task
 from gad.records import Prompt
@@ -63,9 +64,10 @@ def prompts(count: int, start: int = 0) -> list[Prompt]:
     return [Prompt.from_text(f"p{n}", f"Question number {n}") for n in range(start, start + count)]
 
 
-def run(config: TeacherConfig, asked: list[Prompt], folder: Path, **more: Any) -> tuple[CollectSummary, Recorder]:
+def run(config: TeacherConfig, asked: Iterable[Prompt], folder: Path, **more: Any) -> tuple[CollectSummary, Recorder]:
     progress = Recorder()
-    summary = collect(config, asked, folder, progress=progress, **more)
+    more = {"filters": Filters(), **more}
+    summary = collect(config, {"train": asked}, folder, progress=progress, **more)
     check_no_key(folder, progress)
     return summary, progress
 

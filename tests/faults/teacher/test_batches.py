@@ -121,10 +121,9 @@ def test_the_cap_counts_batches_that_wait(tmp_path: Path) -> None:
 COLLECT = """
 import sys
 from pathlib import Path
-from faults.teacher.collecting import config_for, prompts, Recorder
-from gad.stages.collect_api import collect
+from faults.teacher.collecting import config_for, prompts, run
 batch = {"requests_per_batch": 20, "poll_seconds": 0.02, "batches_at_once": 3}
-collect(config_for(sys.argv[1], batch=batch), prompts(200), Path(sys.argv[2]), progress=Recorder(), batch=True)
+run(config_for(sys.argv[1], batch=batch), prompts(200), Path(sys.argv[2]), batch=True)
 """
 
 

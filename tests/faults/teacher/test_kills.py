@@ -26,10 +26,8 @@ pytestmark = pytest.mark.faults
 COLLECT = """
 import sys
 from pathlib import Path
-from faults.teacher.collecting import config_for, prompts, Recorder
-from gad.stages.collect_api import collect
-from gad.teacher.shards import Shard
-collect(config_for(sys.argv[1]), prompts(int(sys.argv[3])), Path(sys.argv[2]), progress=Recorder())
+from faults.teacher.collecting import config_for, prompts, run
+run(config_for(sys.argv[1]), prompts(int(sys.argv[3])), Path(sys.argv[2]))
 """
 TESTS = Path(__file__).resolve().parents[2]
 

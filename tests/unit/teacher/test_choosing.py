@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from gad.config.data import Filters
 from gad.config.teacher import TeacherConfig
 from gad.teacher.choosing import Chooser, accepted_models, same_model
 from gad.teacher.requests import Reply
@@ -30,8 +31,13 @@ def reply(text: str, **more: Any) -> Reply:
     )
 
 
-def chooser(models: tuple[str, ...] = ("m",), texts: dict[int, str] | None = None, **more: Any) -> Chooser:
-    return Chooser(config(**more), models, (texts or {}).__getitem__)
+def chooser(
+    models: tuple[str, ...] = ("m",),
+    texts: dict[int, str] | None = None,
+    filters: dict[str, Any] | None = None,
+    **more: Any,
+) -> Chooser:
+    return Chooser(config(**more), Filters.model_validate(filters or {}), models, (texts or {}).__getitem__)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from faults.teacher.collecting import KEY_VARIABLE, Recorder, config_for, prompts, rows, run
 from faults.teacher.provider import KEY, Provider
+from gad.config.data import Filters
 from gad.config.teacher import TeacherConfig
 from gad.errors import ConfigError, RunFolderError, TeacherError
 from gad.progress import Lines
@@ -21,6 +22,7 @@ from gad.records import Message, Prompt
 from gad.stages.collect import read_examples
 from gad.stages.collect_api import collect
 from gad.teacher.caller import ApiCaller
+from gad.teacher.files import LeftOut
 from gad.teacher.money import Bill
 from gad.teacher.progress import Display, note
 from gad.teacher.requests import ApiRequest, GivenUp, Reply
@@ -59,7 +61,10 @@ def test_rows_have_the_columns_and_examples_are_read_from_them(tmp_path: Path) -
     assert [(example.prompt, len(example.replies)) for example in examples] == [(asked[0], 2), (asked[1], 2)]
     assert provider.books.headers[0]["authorization"] == f"Bearer {KEY}"
     assert not any(name.startswith("x-stainless") for name in provider.books.headers[0])
-    assert json.loads((tmp_path / "collect.json").read_text(encoding="utf-8"))["kept"] == 4
+    written = json.loads((tmp_path / "collect.json").read_text(encoding="utf-8"))
+    assert written["sets"]["train"]["kept"] == written["bought"] == 4
+    assert written["first_reply"] == min(row["created"] for row in found)
+    assert (written["model"], written["endpoint"]) == ("m", provider.url)
 
 
 def test_added_prompts_are_collected_and_removed_ones_are_kept_and_named(tmp_path: Path) -> None:
@@ -81,9 +86,27 @@ def test_the_same_words_are_bought_once(tmp_path: Path) -> None:
     assert (summary.kept, summary.repeated) == (5, 5)
 
 
+def test_a_prompt_of_two_sets_is_bought_once_and_stands_in_both(tmp_path: Path) -> None:
+    with Provider(lambda text, _: "400 on this prompt" if text.endswith(" 7") else None) as provider:
+        sets = {"train": prompts(6), "held_out": [Prompt.from_text("h", "Question number 3"), *prompts(3, start=6)]}
+        summary = collect(config_for(provider.url), sets, tmp_path, filters=Filters(), progress=Recorder())
+        assert sum(provider.books.asked.values()) == 9
+    assert (summary.requested, summary.repeated, summary.bought) == (9, 1, 9)
+    assert [row["id"] for row in rows(tmp_path / "teacher.jsonl")] == [f"p{n}" for n in range(6)]
+    held_out = rows(tmp_path / "sets" / "held_out.jsonl")
+    assert [row["id"] for row in held_out] == ["h", "p6", "p8"]
+    assert held_out[0]["completion"] == "Here is a reply to: Question number 3"
+    assert {name: (each.kept, each.given_up) for name, each in summary.sets.items()} == {
+        "train": (6, {}),
+        "held_out": (3, {"bad request": LeftOut(1, ["p7"])}),
+    }
+    (listed,) = rows(tmp_path / "teacher" / "given_up.jsonl")
+    assert (listed["set"], listed["id"]) == ("held_out", "p7")
+
+
 def test_prompts_that_can_be_read_once_will_do(tmp_path: Path) -> None:
     with Provider() as provider:
-        summary = collect(config_for(provider.url), iter(prompts(20)), tmp_path, progress=Recorder())
+        summary = run(config_for(provider.url), iter(prompts(20)), tmp_path)[0]
     assert summary.kept == 20
     assert not list((tmp_path / "teacher").glob(".prompts*"))
 

@@ -170,10 +170,16 @@ def test_the_prompt_set_in_its_order_with_what_is_missing_and_what_is_not_asked_
     write(tmp_path, sent(1), reply_line(replied(1), 1, 0.0), sent(2), reply_line(replied(2), 1, 0.0))
     ledger = Ledger(tmp_path)
     ledger.index.want(
-        [Wanted(key(9), "p9", 0, False), Wanted(key(2), "p2", 0, True), Wanted(key(9), "twice", 0, False)]
+        [
+            Wanted(key(9), "train", "p9", 0, False),
+            Wanted(key(2), "train", "p2", 0, True),
+            Wanted(key(9), "train", "twice", 0, False),
+            Wanted(key(9), "held_out", "h9", 0, False),
+        ]
     )
-    found = [(wanted.id, wanted.system_added, entry and entry.state) for wanted, entry in ledger.index.wanted()]
+    found = [(wanted.id, wanted.system_added, entry and entry.state) for wanted, entry in ledger.index.wanted("train")]
     assert found == [("p9", False, None), ("p2", True, State.REPLY)]
+    assert [wanted.id for wanted, _ in ledger.index.wanted("held_out")] == ["h9"]
     assert ledger.index.wanted_counts() == {None: 1, State.REPLY: 1}
     assert [k for k, _ in ledger.index.unwanted()] == [key(1)]
     ledger.close()
