@@ -11,7 +11,7 @@ from typing import Any
 
 from gad.config.run import RunConfig
 from gad.errors import RunFolderError
-from gad.folder import CHECKPOINTS, CONFIG, METRICS, differences
+from gad.folder import CHECKPOINTS, CONFIG, FREE, METRICS, differences
 from gad.storage import atomic_directory, read_jsonl, write_json, write_jsonl
 
 DATA = ("seed", "data", "teacher")
@@ -33,6 +33,8 @@ REPLIES = {
 }
 """What replies of each arm follow from, beside how they are drawn."""
 DRAWN = ("evaluation.decodings", "evaluation.max_prompts")
+TEXTS = ("teacher.jsonl", "data.json", "sets", "collect.json", "teacher")
+"""What was imported, or bought: with the ledger nothing is bought again."""
 CHOICE = "choice.json"
 
 
@@ -55,15 +57,16 @@ def fork(source: Path, config: RunConfig) -> Taken:
     if target.exists():
         raise RunFolderError(f"{target} exists: give the new run another name (name=...), or delete that folder")
     changes = tuple(differences(_recorded(source), config.model_dump(mode="json")))
-    texts = [path for path in (source / "teacher.jsonl", source / "data.json", source / "sets") if path.exists()]
-    if len(texts) < 3:
+    texts = [source / name for name in TEXTS if (source / name).exists()]
+    if not {source / name for name in TEXTS[:3]} <= set(texts):
         raise RunFolderError(
             f"{source} holds no teacher's replies yet, so there is nothing to take over: run `gad run` instead"
         )
     if not _same(changes, DATA):
+        differing = ", ".join(key for key in changes if not _same([key], DATA))
         raise RunFolderError(
-            f"{', '.join(key for key in changes if _touches(key, DATA))} differ from {source}, so nothing of it can be "
-            "taken over: undo the change, or run `gad run` instead"
+            f"{differing} differ from {source}, so nothing of it can be taken over: undo the change, or run `gad run` "
+            "instead"
         )
     with atomic_directory(target) as folder:
         write_json(folder / CONFIG, config.model_dump(mode="json"))
@@ -71,7 +74,8 @@ def fork(source: Path, config: RunConfig) -> Taken:
         taken = [*texts, *_checkpoints(source, stages), *_replies(source, changes, stages)]
         for path in taken:
             _copy(path, folder / path.relative_to(source))
-        write_jsonl(folder / METRICS, (row for row in read_jsonl(source / METRICS) if row["stage"] in stages))
+        if stages:
+            write_jsonl(folder / METRICS, (row for row in read_jsonl(source / METRICS) if row["stage"] in stages))
     return Taken(stages, tuple(taken), tuple(key for key in changes if key != "name"))
 
 
@@ -115,7 +119,12 @@ def _replies(source: Path, changes: Sequence[str], stages: Sequence[str]) -> Ite
 
 
 def _same(changes: Sequence[str], keys: Sequence[str]) -> bool:
-    return not any(_touches(change, keys) for change in changes)
+    return not any(_touches(change, keys) for change in changes if not _is_free(change))
+
+
+def _is_free(change: str) -> bool:
+    """Whether a changed key decides only where, how fast or for how much something is done."""
+    return any(f"{change}.".startswith(f"{key}.") for key in FREE)
 
 
 def _touches(change: str, keys: Sequence[str]) -> bool:

@@ -366,3 +366,20 @@ def test_a_whole_run_buys_first(tmp_path: Path, provider: Provider) -> None:
     assert lines[0] == "teacher: prices from the run file"
     assert "no/model" in lines[-1]
     assert len(ids(tmp_path / "runs/bought/teacher.jsonl")) == 20
+
+
+def test_a_fork_buys_nothing_again(tmp_path: Path, provider: Provider) -> None:
+    file = run_file(tmp_path, provider.url)
+    assert gad("collect", file)[0] == 0
+    bought = provider.books.asked.total()
+    assert bought == 24
+    changes = ("name=second", "seed=0", "warmup=null", "teacher.limits.concurrency=2")
+    code, _, shown = gad("fork", tmp_path / "runs" / "bought", file, *changes)
+    assert (code, "taken over: the data, no stage" in shown) == (0, True)
+    assert gad("collect", file, *changes)[0] == 0
+    assert provider.books.asked.total() == bought
+    first, second = ((tmp_path / "runs" / name / "teacher.jsonl").read_bytes() for name in ("bought", "second"))
+    assert first == second
+    assert "teacher.model differ from" in failed(
+        1, "fork", tmp_path / "runs" / "bought", file, "name=third", "teacher.model=other"
+    )
