@@ -25,8 +25,9 @@ One YAML file is a run. Here is every key with its type, its default and what it
 - Unknown keys, wrong types and impossible values are refused with the line and the nearest key; all mistakes at once.
 - A section that is given in part keeps the rest of its default. Where a section has variants, `kind` picks one.
 - `1e-6` is a number, `010` is ten, and dates are text; a key given twice is refused.
-- What a run was begun with is in its `config.json`. `compute`, `checkpoints` and `runs_dir` may change within a run,
-  and in one with a `teacher` what `docs/collecting.md` lists; nothing else.
+- What a run was begun with is in its `config.json`. `compute`, `checkpoints`, `runs_dir`, `judging`, `arena` and
+  `evaluation.models` may change within a run, and in one with a `teacher` what `docs/collecting.md` lists; nothing
+  else.
 """
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", NoneType: "null"}
 BOUNDS = {Gt: ("gt", "> {}"), Ge: ("ge", ">= {}"), Lt: ("lt", "< {}"), Le: ("le", "<= {}")}
@@ -41,7 +42,8 @@ class Page:
 
     def _walk(self, model: type[BaseModel], path: str) -> None:
         known = model in self.places
-        self.places.setdefault(model, []).append(path)
+        places = self.places.setdefault(model, [])
+        places += [path] if path not in places else []
         if known:
             return
         for name, field in model.model_fields.items():

@@ -9,9 +9,12 @@ from pathlib import Path
 from torch import Tensor
 
 from gad.build import Workshop
+from gad.config.compared import LocalModel
 from gad.config.run import RunConfig
 from gad.errors import RunFolderError
 from gad.folder import CHECKPOINTS
+from gad.models.tokens import Codec
+from gad.rollout.local import LocalEngine
 from gad.training import checkpoint
 from gad.training.optimizer import entries
 from gad.training.run import done_checkpoint
@@ -34,11 +37,18 @@ class Arms:
     @property
     def names(self) -> list[str]:
         """The arms of this run, in the order in which they are shown; the last one is the headline's."""
-        config = self._config
-        names = [BASE]
-        names += ["seqkd"] if config.seqkd is not None else []
-        names += ["warmup"] if config.warmup is not None and config.adversarial is None else []
-        return names + ([HEADLINE] if config.adversarial is not None else [])
+        return list(self._config.students)
+
+    def speaking(self, name: str) -> tuple[LocalEngine, Codec]:
+        """What samples an arm's replies, with its weights in place. Raises as `take`, and as `Workshop.visitor`."""
+        visitor = next(
+            (m for m in self._config.evaluation.models if m.name == name and isinstance(m, LocalModel)), None
+        )
+        if visitor is not None:
+            return self._shop.visitor(visitor)
+        self.take(name)
+        self._shop.engine.load_weights(self._shop.student, version=0)
+        return self._shop.engine, self._shop.codec
 
     def take(self, name: str) -> None:
         """An arm by its name, or the student of one adversarial checkpoint, `gad-<step>`.
@@ -68,10 +78,12 @@ class Arms:
             return self._of_stage(name)
         found = {str(item.step): item for item in checkpoint.find(self._folder / CHECKPOINTS, stage)}
         if step not in found:
-            raise RunFolderError(
-                f"{self._folder / CHECKPOINTS} holds no {stage}-{step}, which {CHOICE} names: delete that file to "
-                "choose again among the checkpoints that are there"
+            way_out = (
+                f"which {CHOICE} names: delete that file to choose again among the checkpoints that are there"
+                if name == HEADLINE
+                else f"which evaluation.models names; it holds {', '.join(map(str, found)) or 'none'}"
             )
+            raise RunFolderError(f"{self._folder / CHECKPOINTS} holds no {stage}-{step}, {way_out}")
         return entries(found[step].tensors("student"), "weights.")
 
     def _chosen(self) -> tuple[str, str]:

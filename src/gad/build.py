@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gad.config.models import Full, Lora, OwnDiscriminator, SharedDiscriminator
+from gad.config.compared import LocalModel
+from gad.config.models import Full, Lora, OwnDiscriminator, PromptConfig, SharedDiscriminator
 from gad.config.run import RunConfig
 from gad.config.training import BradleyTerry, Optimizer, Sampling
 from gad.crew import ALONE, Crew, Here, everywhere, shared
-from gad.errors import ConfigError
+from gad.errors import ConfigError, ModelError
 from gad.models.loading import check_vocabulary, load_model, load_tokenizer
 from gad.models.network import Member, Network
 from gad.models.scorer import Scorer
 from gad.models.tokens import Codec
-from gad.records import Example
+from gad.records import Example, Prompt
 from gad.rollout.local import LocalEngine
 from gad.seeds import stable_seed
 from gad.stages import export
@@ -82,6 +83,31 @@ class Workshop:
             plain=plain,
         )
 
+    def visitor(self, model: LocalModel) -> tuple[LocalEngine, Codec]:
+        """A model that nobody trains here, to sample from; it is not kept. Raises as `visitor_codec`."""
+        codec = self.visitor_codec(model)
+        loaded = self._load(model.model, model.dtype, model.trust_remote_code)
+        compute = self._config.compute
+        engine = LocalEngine(
+            Network(loaded, Lora()),
+            codec,
+            max_reply_tokens=self._config.prompt.max_reply_tokens,
+            rows_per_batch=compute.rows_per_sampling_batch,
+            plain=loaded,
+        )
+        engine.take_plain()
+        return engine, codec
+
+    def visitor_codec(self, model: LocalModel) -> Codec:
+        """Its tokens. Raises ModelError where there is no tokenizer, or no chat template."""
+        limits = {**self._config.prompt.model_dump(), "format": model.format, "template_arguments": {}}
+        tokenizer = load_tokenizer(model.model, trust_remote_code=model.trust_remote_code)
+        try:
+            return Codec(tokenizer, PromptConfig(**limits))
+        except ModelError as error:
+            way_out = str(error).replace("prompt.format", "format")
+            raise ModelError(f"evaluation.models, {model.name}: {way_out}") from error
+
     @shared
     def student(self) -> Member:
         """The student as it was before any training."""
@@ -116,7 +142,11 @@ class Workshop:
 
     def usable(self, examples: Sequence[Example]) -> list[Example]:
         """Examples whose prompt is within the limit."""
-        return [example for example in examples if len(self.codec.prompt_ids(example.prompt)) <= self.prompt_limit]
+        return [example for example in examples if self.fits(example.prompt)]
+
+    def fits(self, prompt: Prompt) -> bool:
+        """Whether a prompt is within the limit."""
+        return len(self.codec.prompt_ids(prompt)) <= self.prompt_limit
 
     @everywhere("loading models")
     def student_trainer(

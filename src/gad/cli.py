@@ -29,6 +29,7 @@ VERBS = (
     stages.adversarial,
     stages.generate,
     stages.evaluate,
+    stages.judge,
     around.fork,
     around.report,
     around.export,

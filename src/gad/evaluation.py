@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -9,22 +11,25 @@ from pathlib import Path
 
 from gad.arms import BASE, CHOICE, HEADLINE, Arms
 from gad.build import Workshop
+from gad.config.compared import TEACHER, CheckpointModel, EndpointModel
 from gad.config.run import NamedDecoding, RunConfig
 from gad.config.training import Optimizer
 from gad.errors import RunFolderError
 from gad.examples import Examples
 from gad.folder import CHECKPOINTS
+from gad.progress import Task
 from gad.records import Example, GeneratedReply, Prompt
 from gad.schedule import steps_for
-from gad.stages import generate, independent, measure, summarize
-from gad.stages.generate import missing, replies_path
+from gad.stages import generate, generate_api, independent, judged_sets, measure, summarize
+from gad.stages.generate_api import ENDPOINTS
+from gad.stages.judged_sets import recorded
 from gad.stages.measure import scores_path
+from gad.stages.replies import REPLIES, missing, read_replies, replies_path
 from gad.storage import write_json, write_jsonl
 from gad.training import checkpoint
 from gad.training.discriminator import DiscriminatorTrainer
 from gad.training.run import Place, StageRun
 
-TEACHER = "teacher"
 HELD_OUT = "held_out"
 SAMPLES = "samples"
 IDLE = Optimizer(learning_rate=1e-9)
@@ -33,15 +38,16 @@ IDLE = Optimizer(learning_rate=1e-9)
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSet:
-    """Prompts with the teacher's replies, to measure on."""
+    """Prompts with the teacher's replies, to measure on; or, for judges only, bare prompts."""
 
     name: str
     examples: list[Example]
+    bare: tuple[Prompt, ...] = ()
 
     @property
     def prompts(self) -> list[Prompt]:
         """The prompts alone."""
-        return [example.prompt for example in self.examples]
+        return [example.prompt for example in self.examples] or list(self.bare)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,15 +77,18 @@ class Evaluation:
 
     def generate(self) -> None:
         """Replies of every student to every set, by every decoding."""
+        judged_sets.record(self.config, self.folder, self._place.progress)
         self._teacher_replies()
         self._choose()
-        self._fill([job for name in self._arms.names for job in self._jobs(name)])
+        self._fill(
+            [job for name in self._arms.names for job in self._jobs(name, [*self._sets.values(), *self._judged])]
+        )
+        self._fill(self._jobs(TEACHER, self._judged) if TEACHER in self._endpoints else [])
 
     def evaluate(self) -> None:
         """Figures of every student."""
         self.generate()
-        jobs = [job for name in self._arms.names for job in self._jobs(name)]
-        self._score(jobs)
+        self._score([job for name in self._arms.names for job in self._jobs(name, self._sets.values())])
         self._likelihoods()
         summarize.summarize(
             self.config, self.folder, self._arms.names, {name: each.examples for name, each in self._sets.items()}
@@ -90,14 +99,22 @@ class Evaluation:
         found = self._examples.sets(self.config.evaluation.max_prompts)
         return {name: EvaluationSet(name, examples) for name, examples in found.items()}
 
-    def _jobs(self, student: str) -> list[Job]:
-        decodings = self.config.evaluation.decodings
+    @cached_property
+    def _judged(self) -> list[EvaluationSet]:
+        """The sets that only judges see."""
+        found = recorded(self.config, self.folder)
+        return [EvaluationSet(each.name, [], self._examples.prompts(each.name, each.prompts)) for each in found]
+
+    @cached_property
+    def _endpoints(self) -> dict[str, EndpointModel]:
+        return {model.name: model for model in self.config.evaluation.models if isinstance(model, EndpointModel)}
+
+    def _jobs(self, student: str, sets: Iterable[EvaluationSet]) -> list[Job]:
+        headline = self.config.evaluation.decodings[0]
         return [
-            Job(
-                student, each, decoding, replies_path(self.folder, student, each.name, decoding.name, decodings[0].name)
-            )
-            for each in self._sets.values()
-            for decoding in decodings
+            Job(student, each, decoding, replies_path(self.folder, student, each.name, decoding.name, headline.name))
+            for each in sets
+            for decoding in (self.config.decodings_of(student) if each.examples else (headline,))
         ]
 
     def _fill(self, jobs: list[Job]) -> None:
@@ -105,24 +122,53 @@ class Evaluation:
         waiting = [job for job in jobs if missing(job.path, job.set.prompts)]
         if not waiting:
             return
-        total = sum(len(job.set.examples) for job in jobs)
-        done = total - sum(len(job.set.examples) for job in waiting)
+        total = sum(len(job.set.prompts) for job in jobs)
+        done = total - sum(len(job.set.prompts) for job in waiting)
         with self._place.progress.task("generate", total, done) as task:
             for student, group in groupby(waiting, key=lambda job: job.student):
-                self._arms.take(student)
-                self._shop.engine.load_weights(self._shop.student, version=0)
-                for job in group:
-                    generate.generate(
-                        job.path,
-                        job.set.prompts,
-                        job.decoding,
-                        self._shop.engine,
-                        self._shop.codec,
-                        seed=self.config.seed,
-                        batch_size=self.config.compute.rows_per_sampling_batch,
-                        task=task,
-                        stop=self._place.stop,
-                    )
+                self._guard(student)
+                if student in self._endpoints:
+                    self._buy(list(group), self._endpoints[student], task)
+                else:
+                    self._sample(list(group), task)
+
+    def _sample(self, jobs: list[Job], task: Task) -> None:
+        """Replies of one student, whose weights are here."""
+        engine, codec = self._arms.speaking(jobs[0].student)
+        for job in jobs:
+            generate.generate(
+                job.path,
+                job.set.prompts,
+                job.decoding,
+                engine,
+                codec,
+                seed=self.config.seed,
+                batch_size=self.config.compute.rows_per_sampling_batch,
+                task=task,
+                stop=self._place.stop,
+                counts=None if codec is self._shop.codec else self._shop.codec,
+            )
+
+    def _buy(self, jobs: list[Job], model: EndpointModel, task: Task) -> None:
+        """Replies of one model behind an API."""
+        ledger, codec = self.folder / ENDPOINTS / model.name, self._shop.codec
+        for job in jobs:
+            generate_api.generate(job.path, job.set.prompts, model.api, ledger, codec, task=task, stop=self._place.stop)
+
+    def _guard(self, student: str) -> None:
+        """Raises RunFolderError where a name of `evaluation.models` stood for another model before."""
+        model = next((model for model in self.config.evaluation.models if model.name == student), None)
+        if model is None:
+            return
+        path = self.folder / REPLIES / student / "model.json"
+        now = model.model_dump(mode="json", exclude={"api": {"limits", "prices", "max_cost_usd"}})
+        if not path.exists():
+            write_json(path, now)
+        elif json.loads(path.read_text(encoding="utf-8")) != now:
+            raise RunFolderError(
+                f"evaluation.models: {student!r} was another model when its replies were written ({path}): give this "
+                f"one another name, or delete replies/{student} and scores/{student} in {self.folder}"
+            )
 
     def _score(self, jobs: list[Job]) -> None:
         """Have the independent discriminator score what it has not scored."""
@@ -133,14 +179,17 @@ class Evaluation:
         judge = self._independent()
         with self._place.progress.task("score", len(waiting)) as task:
             for job in waiting:
-                replies = generate.read_replies(job.path)
+                replies = read_replies(job.path)
                 measure.score(paths[job], job.set.examples, replies, judge, self._shop.codec)
                 task.advance()
                 self._place.stop.check()
 
     def _likelihoods(self) -> None:
         """How likely each student finds the teacher's replies."""
+        others = {model.name for model in self.config.evaluation.models if not isinstance(model, CheckpointModel)}
         for student in self._arms.names:
+            if student in others:
+                continue  # nats of another tokenizer's tokens do not compare, and an endpoint gives none
             paths = {name: measure.likelihood_path(self.folder, student, name) for name in self._sets}
             waiting = [name for name, path in paths.items() if not path.exists()]
             if waiting:
@@ -166,7 +215,7 @@ class Evaluation:
         if not run.done:
             jobs = self._sample_jobs(run.drawn())
             self._fill(jobs)
-            samples = [generate.read_replies(job.path) for job in jobs]
+            samples = [read_replies(job.path) for job in jobs]
             independent.train(run, trainer, samples, self._shop.codec)
         return trainer
 
@@ -193,7 +242,9 @@ class Evaluation:
                 "prompt.max_prompt_tokens, or begin anew with evaluation.checkpoint.metric=last"
             )
         if settings.metric != "last":
-            jobs = [job for name in names for job in self._jobs(name) if job.is_choice(self.config)]
+            jobs = [
+                job for name in names for job in self._jobs(name, self._sets.values()) if job.is_choice(self.config)
+            ]
             self._fill(jobs)
             self._score(jobs)
             figures = summarize.choose_figures(self.config, self.folder, list(names), HELD_OUT)
@@ -219,7 +270,5 @@ class Evaluation:
                 write_jsonl(path, (self._teacher_reply(example).as_dict() for example in each.examples))
 
     def _teacher_reply(self, example: Example) -> GeneratedReply:
-        reply, prompt = example.replies[0], example.prompt
-        encoded = self._shop.codec.reply_ids(reply.text, finished=reply.finished)
-        text = reply.text.strip() if encoded.finished == reply.finished else self._shop.codec.text(encoded.token_ids)
-        return GeneratedReply(prompt.id, prompt.messages, text, len(encoded.token_ids), encoded.finished)
+        reply = example.replies[0]
+        return generate.counted(example.prompt, reply.text, finished=reply.finished, codec=self._shop.codec)

@@ -22,10 +22,13 @@ FREE = (
     "compute",
     "checkpoints",
     "runs_dir",
+    "judging",
+    "arena",
+    "evaluation.models",
     *(f"teacher.{key}" for key in ("endpoint", "api", "limits", "prices", "max_cost_usd", "batch")),
 )
-"""What may change while a run goes on: where and in what pieces it is computed, how often it is saved, and where, how
-fast and for how much a teacher is asked."""
+"""What may change while a run goes on: where and in what pieces it is computed, how often it is saved, who judges
+what (verdicts and replies carry what they depend on), and where, how fast and for how much a teacher is asked."""
 FREE_UNTIL_TRAINED = (
     "data",
     *(f"teacher.{key}" for key in ("replies_per_prompt", "languages", "near_duplicates", "accept_models")),

@@ -10,15 +10,19 @@ from pathlib import Path
 from gad.arms import BASE, Arms
 from gad.build import Workshop
 from gad.collection import Purchase, collect
+from gad.config.compared import EndpointModel, LocalModel
 from gad.config.run import RunConfig
 from gad.config.training import Sampling
 from gad.crew import ALONE, Crew
 from gad.evaluation import Evaluation
 from gad.examples import Examples
+from gad.judgement import judge
 from gad.progress import Progress
 from gad.schedule import adversarial_steps, phase_steps, steps_for, steps_of
 from gad.signals import StopRequest
-from gad.stages import adversarial, seqkd, warmup
+from gad.stages import adversarial, judged_sets, seqkd, warmup
+from gad.stages.judge_api import FIGURES
+from gad.teacher.client import needed_key
 from gad.training.optimizer import entries
 from gad.training.run import Place, StageRun, done_checkpoint
 
@@ -52,6 +56,7 @@ class Pipeline:
 
     def run(self) -> None:
         """Every stage in turn."""
+        self._check_visitors()
         stages = (
             self.collect,
             self.seqkd,
@@ -59,6 +64,7 @@ class Pipeline:
             self.adversarial,
             self.generate,
             self.evaluate,
+            self.judge,
             self.export,
             self.report,
         )
@@ -69,6 +75,7 @@ class Pipeline:
     def collect(self) -> None:
         """Texts into the run folder: recorded ones, or bought from the teacher."""
         collect(self.config, self.folder, self._progress, self._stop, Purchase())
+        judged_sets.record(self.config, self.folder, self._progress)
 
     def seqkd(self) -> None:
         """The control."""
@@ -149,6 +156,11 @@ class Pipeline:
         """Figures of every arm, into `summary.json`."""
         self._evaluation.evaluate()
 
+    def judge(self) -> None:
+        """Verdicts of judges, where the run file has some."""
+        if self.config.judging is not None:
+            judge(self.config, self.folder, self._progress, self._stop)
+
     def report(self) -> Path:
         """One HTML file about the run."""
         from gad.report import write_report
@@ -173,6 +185,18 @@ class Pipeline:
         Console(width=None if sys.stdout.isatty() else 110).print(headline_table(summary))
         self._progress.say(f"report: {self.folder / REPORT}")
         self._progress.say(f"student: {self.folder / 'student'}")
+
+    def _check_visitors(self) -> None:
+        """A model or a key that is wanted at the end and is not there is told at the beginning."""
+        for model in self.config.evaluation.models:
+            if isinstance(model, LocalModel):
+                self._shop.visitor_codec(model)
+        if (self.folder / FIGURES).exists():
+            return  # answers were bought before, and may be all that is needed
+        judges = () if self.config.judging is None else self.config.judging.judges
+        endpoints = [model for model in self.config.evaluation.models if isinstance(model, EndpointModel)]
+        for buyer in (*judges, *endpoints):
+            needed_key(buyer.api.endpoint.api_key_env)
 
     def _done(self, stage: str) -> bool:
         done = done_checkpoint(self.folder, stage)

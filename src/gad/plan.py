@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gad.bill import bill
+from gad.config.compared import TEACHER
 from gad.config.data import HeldOutShare, Source
 from gad.config.run import RunConfig
 from gad.data import DataSets, LoadedSet, PromptSet, load_asked, load_data
@@ -43,6 +44,7 @@ def derive(config: RunConfig) -> list[tuple[str, list[Line]]]:
         *_warmup(config, train),
         *_adversarial(config, train),
         ("evaluation", _evaluation(config, measured, train)),
+        *_judging(config, sets),
     ]
 
 
@@ -139,19 +141,36 @@ def _adversarial(config: RunConfig, train: int) -> list[tuple[str, list[Line]]]:
 def _evaluation(config: RunConfig, measured: dict[str, int], train: int) -> list[Line]:
     settings = config.evaluation
     independent = settings.independent
-    students = 1 + (config.seqkd is not None) + (config.adversarial is not None or config.warmup is not None)
     prompts = sum(min(size, settings.max_prompts or size) for size in measured.values())
+    drawn = sum(len(config.decodings_of(student)) for student in config.students)
     steps = steps_for(independent.epochs, train, independent.batch_size)
     samples = 1 if config.warmup is None else 2
     return [
-        ("students", str(students)),
+        ("students", ", ".join(config.students)),
         ("decodings", ", ".join(decoding.name for decoding in settings.decodings)),
-        ("replies", f"{students * prompts * len(settings.decodings):,}"),
+        ("replies", f"{prompts * drawn:,}"),
         (
             "independent discriminator",
             f"{steps:,} steps of {independent.batch_size} prompts, each with {samples} samples",
         ),
     ]
+
+
+def _judging(config: RunConfig, sets: DataSets[LoadedSet] | DataSets[PromptSet]) -> list[tuple[str, list[Line]]]:
+    if config.judging is None:
+        return []
+    from gad.judging.planning import mean_reply, planned
+
+    measured = {name: (each.prompts, mean_reply(each)) for name, each in sets.named.items() if name != "train"}
+    lines = planned(
+        config.judging,
+        config.students,
+        measured,
+        sets.train.prompts,
+        max_prompts=config.evaluation.max_prompts,
+        teacher_everywhere=any(model.name == TEACHER for model in config.evaluation.models),
+    )
+    return [("judging", lines)]
 
 
 def _batch(batch_size: int, train: int) -> Line:

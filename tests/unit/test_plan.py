@@ -40,7 +40,7 @@ def test_steps_batches_and_replies_by_hand(tmp_path: Path) -> None:
     assert plan["adversarial"]["steps"] == "3 (0.75 epochs)"
     assert plan["adversarial"]["replies sampled"] == f"27, at most {27 * 48:,} tokens"
     assert plan["adversarial"]["longest row"] == "176 tokens; budget of a micro-batch 4,096"
-    assert plan["evaluation"]["students"] == "3"
+    assert plan["evaluation"]["students"] == "base, seqkd, gad"
     assert plan["evaluation"]["replies"] == str(3 * 2 * (5 + 4))
     assert plan["evaluation"]["independent discriminator"] == "2 steps of 4 prompts, each with 2 samples"
 
@@ -58,7 +58,7 @@ def test_epochs_become_steps_and_a_batch_larger_than_the_data_is_said(tmp_path: 
 def test_stages_that_are_left_out_are_not_planned(tmp_path: Path) -> None:
     plan = lines(runs.run_config(tmp_path, "no/model", seqkd=None, warmup=None, adversarial=None))
     assert set(plan) == {"student", "data", "evaluation"}
-    assert plan["evaluation"]["students"] == "1"
+    assert plan["evaluation"]["students"] == "base"
 
 
 def test_data_that_are_elsewhere_are_named_and_not_fetched(tmp_path: Path) -> None:

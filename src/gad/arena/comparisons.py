@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gad.config.arena import ArenaConfig, ArenaPair
+from gad.config.compared import MADE_BY_RUNS
+from gad.config.judging import OWN_SETS
 from gad.errors import ConfigError, RunFolderError
 from gad.report.gather import TEACHER, Gathered
 from gad.report.text import visible
@@ -98,11 +100,13 @@ def book(run: Gathered, config: ArenaConfig) -> Book:
 
 
 def fingerprint(run: Gathered) -> str:
-    """A digest of every reply in the run folder."""
+    """A digest of the run's own replies, so that models and sets that are added later leave the votes as they are."""
+    own = {*MADE_BY_RUNS, TEACHER, run.headline}
     rows = sorted(
         (key.student, key.set, key.decoding or "", id, reply.completion)
         for key, replies in run.replies.items()
         for id, reply in replies.items()
+        if key.student in own and key.set in OWN_SETS
     )
     return _digest(rows)
 

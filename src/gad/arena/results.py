@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from gad.judging.statistics import Agreement, Estimate
 
 SEED = 0
+Matter = tuple[str, str, str, str]
+"""First arm, second arm, set and prompt id: what a preference is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,39 +109,61 @@ def _pair_result(key: tuple[str, str, str], votes: Sequence[Vote]) -> PairResult
     )
 
 
-def _agreements(run: Gathered, votes: Sequence[Vote]) -> Iterable[Pairwise]:
-    """Every two raters, then every rater with the independent discriminator and with every judge."""
-    from gad.judging.statistics import agreement
+def people(run: Gathered) -> dict[Matter, float]:
+    """Mean preference of the raters who did not skip, by pair, set and prompt; headline arm first, teacher last."""
+    collected: dict[Matter, list[float]] = {}
+    rows = read_votes(run.folder / ARENA / VOTES)
+    for said in _voices(run, standing(rows, fingerprint(run)).values()).values():
+        for matter, preference in said.items():
+            collected.setdefault(matter, []).append(preference)
+    return {matter: sum(values) / len(values) for matter, values in collected.items()}
 
-    voices: dict[str, dict[Hashable, float]] = {}
+
+def independent_discriminator(run: Gathered) -> dict[Matter, float]:
+    """Whether the evaluation's discriminator puts a student's reply above the teacher's, as `people`."""
+    decoding = run.decodings[0].name if run.decodings else None
+    said: dict[Matter, float] = {}
+    for info in run.sets:
+        for student in run.students:
+            for id, margin in run.margins.get(ReplyKey(student, info.name, decoding), {}).items():
+                said[student, TEACHER, info.name, id] = 0.5 + 0.5 * ((margin > 0) - (margin < 0))
+    return said
+
+
+def _voices(run: Gathered, votes: Iterable[Vote]) -> dict[str, dict[Matter, float]]:
+    """What every rater said."""
+    voices: dict[str, dict[Matter, float]] = {}
     for vote in votes:
         first, second = _ordered(run, vote.left, vote.right)
         preference = vote.preference(first)
         if preference is not None:
             voices.setdefault(vote.rater, {})[first, second, vote.set, vote.prompt_id] = preference
+    return voices
+
+
+def _agreements(run: Gathered, votes: Sequence[Vote]) -> Iterable[Pairwise]:
+    """Every two raters, then every rater with the independent discriminator and with every judge."""
+    from gad.judging.statistics import agreement
+
+    voices = _voices(run, votes)
     raters = sorted(voices)
-    machines = _discriminator(run) | _judges(run)
+    machine = independent_discriminator(run)
+    machines = ({"independent discriminator": machine} if machine else {}) | _judges(run)
     pairs = [(one, other) for index, one in enumerate(raters) for other in raters[index + 1 :]]
     for one, other, known in [
         *((one, other, voices[other]) for one, other in pairs),
         *((rater, name, said) for name, said in machines.items() for rater in raters),
     ]:
         if voices[one].keys() & known.keys():
-            yield Pairwise(one, other, agreement(voices[one], known, seed=SEED))
+            yield Pairwise(one, other, agreement(_keyed(voices[one]), _keyed(known), seed=SEED))
 
 
-def _discriminator(run: Gathered) -> dict[str, dict[Hashable, float]]:
-    decoding = run.decodings[0].name if run.decodings else None
-    said: dict[Hashable, float] = {}
-    for info in run.sets:
-        for student in run.students:
-            for id, margin in run.margins.get(ReplyKey(student, info.name, decoding), {}).items():
-                said[student, TEACHER, info.name, id] = 0.5 + 0.5 * ((margin > 0) - (margin < 0))
-    return {"independent discriminator": said} if said else {}
+def _keyed(said: Mapping[Matter, float]) -> dict[Hashable, float]:
+    return {key: value for key, value in said.items()}  # noqa: C416 - dict() would keep the narrower key type
 
 
-def _judges(run: Gathered) -> dict[str, dict[Hashable, float]]:
-    collected: dict[str, dict[Hashable, list[float]]] = {}
+def _judges(run: Gathered) -> dict[str, dict[Matter, float]]:
+    collected: dict[str, dict[Matter, list[float]]] = {}
     for verdict in run.judgements:
         if verdict.preference is not None and verdict.set is not None:
             first, second = _ordered(run, verdict.first, verdict.second)

@@ -123,7 +123,9 @@ def export(
 def arena(
     run_file: RunFile,
     overrides: Overrides = None,
-    port: Annotated[int | None, typer.Option(help="Port on 127.0.0.1; free choice without.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port on 127.0.0.1, in place of arena.port; 0 takes a free one.")
+    ] = None,
     export_to: Annotated[Path | None, typer.Option("--export", help="Write one HTML file for a rater.")] = None,
     take_in: Annotated[Path | None, typer.Option("--import", help="Take in a rater's votes.")] = None,
 ) -> None:
@@ -139,12 +141,12 @@ def arena(
         from gad import arena as pages
 
         if export_to is not None:
-            typer.echo(pages.export(config.folder, export_to))
+            typer.echo(pages.export(config.folder, export_to, config=config.arena))
         elif take_in is not None:
             done = pages.import_votes(config.folder, take_in)
             typer.echo(f"{done.added} votes of {done.rater} taken in, {done.already} were there already")
         else:
-            pages.serve(config.folder, port=port)
+            pages.serve(config.folder, port=port, config=config.arena)
 
 
 def doctor() -> None:

@@ -49,6 +49,7 @@ def collect(
         from gad.folder import opened
         from gad.progress import progress
         from gad.signals import StopRequest
+        from gad.stages.judged_sets import record
         from gad.teacher.shards import Shard
 
         how = Purchase(retry_failed, None if shard is None else Shard.parse(shard), batch)
@@ -57,6 +58,8 @@ def collect(
         listening = nullcontext() if config.teacher is None else stop.listening()
         with opened(config, alone=how.shard is None) as folder, listening:
             collect_texts(config, folder, shown, stop, how)
+            if how.shard is None:
+                record(config, folder, shown)
 
 
 def seqkd(run_file: RunFile, overrides: Overrides = None) -> None:
@@ -97,3 +100,25 @@ def evaluate(run_file: RunFile, overrides: Overrides = None) -> None:
     Example: `gad evaluate run.yaml`
     """
     train(run_file, overrides, lambda pipeline: pipeline.evaluate())
+
+
+def judge(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Judges compare the replies on disk, in pairs; needs the section `judging:`. Answers are bought once.
+
+    What it costs is said first, and by `gad plan`.
+
+    Examples:
+
+    - `gad judge run.yaml`
+    - `gad judge run.yaml judging.max_prompts=100`
+    """
+    with settings(run_file, overrides) as config:
+        from gad.folder import opened
+        from gad.judgement import judge as judge_replies
+        from gad.progress import progress
+        from gad.signals import StopRequest
+
+        shown = progress()
+        stop = StopRequest(shown.say)
+        with opened(config) as folder, stop.listening():
+            judge_replies(config, folder, shown, stop)

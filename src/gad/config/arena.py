@@ -15,7 +15,9 @@ class ArenaPair(Section):
     """Two arms whose replies to the same prompt are shown side by side; `teacher` is an arm too."""
 
     first: str
+    """One of them: base, seqkd, gad, teacher, or a name of `evaluation.models`."""
     second: str
+    """The other one."""
 
     @model_validator(mode="after")
     def _differ(self) -> ArenaPair:

@@ -7,11 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from gad.config.base import Section
+from gad.config.compared import TEACHER, ModelName
 from gad.config.data import Source
 from gad.config.teacher import ApiConfig, ReplySampling
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+Name = ModelName
 Published = Literal["lmsys", "dolly", "selfinst", "vicuna"]
+OWN_SETS = ("held_out", "out_of_distribution")
+"""Names of the sets that `data` makes."""
 
 
 class JudgeSampling(ReplySampling):
@@ -28,6 +31,7 @@ class JudgeApi(ApiConfig):
     """
 
     sampling: JudgeSampling = JudgeSampling()
+    """How its answers are drawn. Their length is the judge's own setting."""
 
 
 class PaperJudge(Section):
@@ -37,6 +41,7 @@ class PaperJudge(Section):
     name: Name = "paper"
     """Folder of its verdicts."""
     api: JudgeApi
+    """The model that judges, and at most for how much money."""
     max_reference_tokens: PositiveInt = 1536
     """The paper's limit for replies."""
     max_verdict_tokens: PositiveInt = 512
@@ -50,6 +55,7 @@ class PairwiseJudge(Section):
     name: Name = "pairwise"
     """Folder of its verdicts."""
     api: JudgeApi
+    """The model that judges, and at most for how much money."""
     orders: Literal["both", "one"] = "both"
     """`one` halves the cost; a side is then drawn for each prompt, and position bias cannot be told."""
     verdict: Literal["auto", "parsed"] = "auto"
@@ -68,6 +74,7 @@ class PublishedSet(Section):
 
     kind: Literal["published"] = "published"
     name: Published
+    """`lmsys` is in distribution for the paper's training prompts, the others are out of distribution."""
     source: Source | None = None
     """A local file or another copy; without it, the set's home on the Hugging Face hub."""
 
@@ -77,7 +84,9 @@ class OwnSet(Section):
 
     kind: Literal["own"] = "own"
     name: Name
+    """Stands in file names and tables."""
     source: Source
+    """Its prompts; replies in it are left alone."""
     out_of_distribution: bool = False
     """Marked in every table."""
 
@@ -89,7 +98,9 @@ class Pair(Section):
     """Two models to compare, by the names of their reply folders."""
 
     first: Name
-    second: Name = "teacher"
+    """The one whose win rate is given: base, seqkd, gad, teacher, or a name of `evaluation.models`."""
+    second: Name = TEACHER
+    """The other one."""
 
     @model_validator(mode="after")
     def _differ(self) -> Pair:
@@ -102,6 +113,7 @@ class JudgingConfig(Section):
     """What `gad judge` does."""
 
     judges: Annotated[tuple[JudgeConfig, ...], Field(min_length=1)]
+    """Each judges every pair on every set. Two judges of different makers say more than one judge twice."""
     pairs: tuple[Pair, ...] = ()
     """Without any: the run's last arm against the teacher and against each other arm."""
     sets: tuple[EvaluationSetConfig, ...] = ()
@@ -113,6 +125,8 @@ class JudgingConfig(Section):
 
     @model_validator(mode="after")
     def _names_differ(self) -> JudgingConfig:
+        for reserved in {each.name for each in self.sets} & set(OWN_SETS):
+            raise ValueError(f"`sets`: {reserved!r} is a set of the run's own: give this one another name")
         for what, names in (("judges", [j.name for j in self.judges]), ("sets", [s.name for s in self.sets])):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:

@@ -10,8 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from gad.config.arena import ArenaConfig
 from gad.config.base import Section
+from gad.config.compared import TEACHER, ComparedModel, EndpointModel, name_mistakes
 from gad.config.data import DataConfig
+from gad.config.judging import JudgingConfig
 from gad.config.models import DiscriminatorConfig, Lora, PromptConfig, SharedDiscriminator, StudentConfig
 from gad.config.teacher import TeacherConfig
 from gad.config.training import AdversarialConfig, Optimizer, Sampling, SeqkdConfig, WarmupConfig
@@ -106,6 +109,8 @@ class EvaluationConfig(Section):
     """A regular expression that a reply of the house style matches."""
     checkpoint: CheckpointChoice = CheckpointChoice()
     """Which checkpoint becomes the student."""
+    models: tuple[ComparedModel, ...] = ()
+    """Further models beside the run's own, in all tables. May change within a run."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Of all intervals."""
     max_prompts: PositiveInt | None = None
@@ -125,6 +130,8 @@ class EvaluationConfig(Section):
         names = [decoding.name for decoding in self.decodings]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"decodings need different names, got {names}")
+        if mistakes := name_mistakes(self.models):
+            raise ValueError("\n".join(f"`models`: {mistake}" for mistake in mistakes))
         return self
 
 
@@ -155,6 +162,10 @@ class RunConfig(Section):
     """null leaves it out, and the warm-up's student is the result."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured when training is done."""
+    judging: JudgingConfig | None = None
+    """Who judges whose replies. Leave it out to do without. May change within a run."""
+    arena: ArenaConfig = ArenaConfig()
+    """What `gad arena` shows. May change within a run."""
     compute: ComputeConfig = ComputeConfig()
     """May change within a run."""
     checkpoints: CheckpointConfig = CheckpointConfig()
@@ -173,9 +184,24 @@ class RunConfig(Section):
         """The run folder."""
         return self.runs_dir.expanduser() / self.name
 
+    @property
+    def students(self) -> tuple[str, ...]:
+        """Every model that is measured but the teacher, in the order of tables; the last one is the headline's."""
+        made = ["base", *(["seqkd"] if self.seqkd is not None else [])]
+        made += ["warmup"] if self.warmup is not None and self.adversarial is None else []
+        headline = made.pop() if self.adversarial is None else "gad"
+        return (*made, *(model.name for model in self.evaluation.models if model.name != TEACHER), headline)
+
+    def decodings_of(self, student: str) -> tuple[NamedDecoding, ...]:
+        """How a student's replies are drawn; an endpoint's stand for the headline's decoding."""
+        decodings = self.evaluation.decodings
+        endpoints = [model.name for model in self.evaluation.models if isinstance(model, EndpointModel)]
+        return decodings[:1] if student in endpoints else decodings
+
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
         mistakes = [*self._discriminator_mistakes(), *self._warmup_mistakes(), *self._prompt_mistakes()]
+        mistakes += self._pair_mistakes()
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
@@ -201,3 +227,10 @@ class RunConfig(Section):
     def _prompt_mistakes(self) -> Iterator[str]:
         if self.prompt.format == "alpaca" and self.prompt.template_arguments:
             yield "`prompt.template_arguments` are for chat templates: leave them out with prompt.format: alpaca"
+
+    def _pair_mistakes(self) -> Iterator[str]:
+        known = (*self.students, TEACHER)
+        for pair in () if self.judging is None else self.judging.pairs:
+            for name in (pair.first, pair.second):
+                if name not in known:
+                    yield f"`judging.pairs`: no model {name!r} in this run; it has {', '.join(known)}"

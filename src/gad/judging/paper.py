@@ -18,6 +18,7 @@ from gad.judging.asking import Answer, Malformed, Question, Reading, Respondent,
 from gad.judging.verdicts import Case, Judgement, ShownOrder, conversation, spoken
 from gad.records import Message, Prompt
 from gad.storage import JsonlWriter, read_jsonl
+from gad.teacher.money import usual_tokens
 
 SCORE_RANGE = (1.0, 10.0)
 
@@ -38,6 +39,9 @@ Consider helpfulness, relevance, accuracy and level of detail. Give each reply o
 higher score is better. The first line of your answer holds the two scores and nothing else: that of assistant 1, a \
 space, that of assistant 2. From the second line on, explain your rating; do not let the order in which the replies \
 are shown, or their length as such, influence you."""
+
+WORDING_TOKENS = usual_tokens([Message("user", _QUESTION)])
+"""Of the question without prompt and replies, about."""
 
 _REMINDER = """\
 I could not read your scores. Answer again. The first line must hold exactly two numbers from 1 to 10 with a space \

@@ -25,7 +25,7 @@ Preferences = Mapping[Cell, Mapping[str, float]]
 """Prompt id -> preference of the first model's reply."""
 
 
-def paired_table(preferences: Preferences, *, seed: int) -> list[dict[str, Any]]:
+def paired_table(preferences: Preferences, *, seed: int, level: float = 0.95) -> list[dict[str, Any]]:
     """Differences between models that a judge compared with the same second one, over the prompts both have.
 
     In shares, as preferences; times 100 they are points of the paper's score. p-values are corrected (Holm) over all
@@ -40,7 +40,7 @@ def paired_table(preferences: Preferences, *, seed: int) -> list[dict[str, Any]]
                 continue
             identity = stable_seed(seed, "paired", judge, one.set_name, one.first, two.first, one.second)
             values = [[preferences[cell][key] for key in keys] for cell in (one, two)]
-            found = paired_difference(values[0], values[1], seed=identity)
+            found = paired_difference(values[0], values[1], seed=identity, level=level)
             head = {
                 "judge": judge,
                 "set": one.set_name,
@@ -54,14 +54,19 @@ def paired_table(preferences: Preferences, *, seed: int) -> list[dict[str, Any]]
     return rows
 
 
-def agreement_table(preferences: Preferences, *, seed: int) -> list[dict[str, Any]]:
-    """Every two judges of the same pair and set, over the prompts that both judged; people may be one of them."""
+def agreement_table(preferences: Preferences, *, seed: int, level: float = 0.95) -> list[dict[str, Any]]:
+    """Every two judges of the same pair and set, over the prompts that both judged; people may be one of them.
+
+    opposed: prompts on which they take opposite sides.
+    """
     rows = []
     for one, two in combinations(preferences, 2):
         same = (one.set_name, one.first, one.second) == (two.set_name, two.first, two.second)
         if same and preferences[one].keys() & preferences[two].keys():
             identity = stable_seed(seed, "agreement", one.judge, two.judge, one.set_name, one.first, one.second)
-            found = agreement(dict(preferences[one]), dict(preferences[two]), seed=identity)
+            found = agreement(dict(preferences[one]), dict(preferences[two]), seed=identity, level=level)
             head = {"judges": [one.judge, two.judge], "set": one.set_name, "first": one.first, "second": one.second}
-            rows.append({**head, **found.as_dict()})
+            shared = preferences[one].keys() & preferences[two].keys()
+            opposed = sum((preferences[one][key] - 0.5) * (preferences[two][key] - 0.5) < 0.0 for key in shared)
+            rows.append({**head, **found.as_dict(), "opposed": opposed})
     return rows

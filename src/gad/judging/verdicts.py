@@ -13,8 +13,6 @@ from gad.records import Prompt, Verdict
 
 ShownOrder = Literal["first", "second"]
 Reader = Literal["probability", "parsed"]
-REFERENCE = "reference"
-"""The second model's name where the judge's own reference reply is compared with."""
 
 _THINKING = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
 

@@ -12,9 +12,10 @@ from typing import Any, Literal
 from gad.records import GeneratedReply, Message
 from gad.report.figures import decoding_title, series_of
 from gad.report.gather import TEACHER, Gathered, Judgement, ReplyKey
+from gad.report.judges import opposed_prompts
 from gad.report.summary import SetInfo
 from gad.report.text import one_line, visible
-from gad.report.wording import arm, set_title
+from gad.report.wording import arm
 
 MOST_BYTES = 20_000_000
 """Of packed replies. A page of more than about 25 MB is slow to open and to send."""
@@ -89,6 +90,18 @@ def extremes(run: Gathered) -> tuple[list[Extreme], list[Extreme]]:
     return wins, losses
 
 
+def disagreements(run: Gathered) -> list[Extreme]:
+    """The prompts on which judges of the headline arm and the teacher are farthest apart, EXTREMES a set."""
+    decoding = run.decodings[0].name if run.decodings else None
+    apart = opposed_prompts(run, run.headline, TEACHER)
+    found: list[Extreme] = []
+    for info in run.sets:
+        have = run.reply(run.headline, info.name, decoding)
+        mine = [(gap, id) for (name, id), gap in apart.items() if name in ("", info.name) and id in have]
+        found += [_extreme(run, info, decoding, id, gap) for gap, id in sorted(mine, reverse=True)[:EXTREMES]]
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Margins:
     """How far the headline arm's reply stands above the teacher's, by set and prompt; above 0 it is preferred.
@@ -155,7 +168,7 @@ def _extreme(run: Gathered, info: SetInfo, decoding: str | None, id: str, margin
         if v.prompt_id == id and v.set in (None, info.name) and run.headline in (v.first, v.second) and v.words
     )
     turns = tuple((message.role, visible(message.content)) for message in prompt)
-    return Extreme(one_line(id), set_title(info.name), f"{margin:+.2f}".replace("-", "−"), turns, tuple(shown), words)
+    return Extreme(one_line(id), run.title(info.name), f"{margin:+.2f}".replace("-", "−"), turns, tuple(shown), words)
 
 
 def _standing(margin: float | None) -> str:
@@ -169,7 +182,7 @@ def _header(run: Gathered) -> dict[str, Any]:
     return {
         "arms": [{"name": arm(name), "series": series[name]} for name in run.students]
         + [{"name": arm(TEACHER), "series": None}],
-        "sets": [{"name": set_title(info.name), "kind": info.kind} for info in run.sets],
+        "sets": [{"name": run.title(info.name), "kind": info.kind} for info in run.sets],
         "decodings": [visible(decoding_title(run, info.name)) for info in run.decodings],
         "headline": run.students.index(run.headline) if run.headline in run.students else 0,
     }

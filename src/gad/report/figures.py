@@ -140,7 +140,7 @@ def cards(run: Gathered) -> list[Card]:
     for name in (*HEADLINE_FIGURES, *judged):
         how = meaning(name)
         dots = [
-            _dot(figure, how, series.get(student, 0), info)
+            _dot(run, figure, how, series.get(student, 0), info)
             for student in run.students
             for info in run.sets
             if (figure := _figure(run, student, info.name, decoding, name)) is not None and figure.value is not None
@@ -163,8 +163,8 @@ def plane(run: Gathered) -> Markup | None:
             if preference is None or c2st is None or preference.value is None or c2st.value is None:
                 continue
             number = series.get(student, 0)
-            up = _dot(preference, meaning("preference"), number, info)
-            points.append(PlanePoint(arm(student), up, _dot(c2st, meaning("c2st_auc"), number, info)))
+            up = _dot(run, preference, meaning("preference"), number, info)
+            points.append(PlanePoint(arm(student), up, _dot(run, c2st, meaning("c2st_auc"), number, info)))
     return plane_picture(points) if points else None
 
 
@@ -172,7 +172,7 @@ def differences(run: Gathered) -> list[DifferenceRow]:
     """Every paired difference of the headline's decoding, with p-values corrected for how many are shown."""
     shown = headline_pairs(run)
     corrected = _corrected(shown)
-    return [_difference_row(pair, p_value) for pair, p_value in zip(shown, corrected, strict=True)]
+    return [_difference_row(run, pair, p_value) for pair, p_value in zip(shown, corrected, strict=True)]
 
 
 def headline_pairs(run: Gathered) -> list[Paired]:
@@ -198,13 +198,13 @@ def _corrected(pairs: Sequence[Paired]) -> list[float | None]:
     return found
 
 
-def _difference_row(pair: Paired, corrected: float | None) -> DifferenceRow:
+def _difference_row(run: Gathered, pair: Paired, corrected: float | None) -> DifferenceRow:
     how = meaning(pair.name)
     judged = pair.model_copy(update={"p_value": corrected}) if corrected is not None else pair
     return DifferenceRow(
         figure=how.title,
         pair=f"{arm(pair.student)} − {arm(pair.against)}",
-        set=set_title(pair.set),
+        set=run.title(pair.set),
         value=MISSING if pair.few else written(pair.difference, how.form, signed=True),
         interval="" if pair.few else interval(pair.low, pair.high, how.form),
         p_value=MISSING if pair.few else p_written(pair.p_value),
@@ -235,8 +235,9 @@ def _table(run: Gathered, info: SetInfo, decoding: str, names: Sequence[str]) ->
 
 
 def _teacher_cell(figure: Figure | None, name: str) -> Cell:
-    if figure is None and name in _BY_DEFINITION:
-        return Cell(meaning(name).title, _BY_DEFINITION[name], "by definition", faint=True)
+    known = "50%" if name.startswith("judge_") and not name.endswith("_score") else _BY_DEFINITION.get(name)
+    if figure is None and known is not None:
+        return Cell(meaning(name).title, known, "by definition", faint=True)
     return _cell(figure, name)
 
 
@@ -259,13 +260,13 @@ def _note(figure: Figure | None) -> str:
     return one_line(figure.note)
 
 
-def _dot(figure: Figure, how: Meaning, series: int, info: SetInfo) -> Dot:
+def _dot(run: Gathered, figure: Figure, how: Meaning, series: int, info: SetInfo) -> Dot:
     assert figure.value is not None
     few = figure.few
     spread = "" if few else interval(figure.low, figure.high, how.form)
     text = rough(figure.value, how.form) if few else written(figure.value, how.form)
     return Dot(
-        label=f"{arm(figure.student)} · {set_title(info.name).lower()}",
+        label=f"{arm(figure.student)} · {run.title(info.name).lower()}",
         text=f"{text} (n {figure.n}: too few)" if few else text + (f" ({spread})" if spread else ""),
         value=figure.value,
         low=None if few else figure.low,

@@ -11,6 +11,7 @@ from typing import Any
 from gad.errors import RunFolderError
 from gad.records import GeneratedReply
 from gad.report.summary import DecodingInfo, SetInfo, Summary, read_json, read_summary
+from gad.report.wording import set_title
 from gad.storage import read_jsonl
 
 TEACHER = "teacher"
@@ -47,6 +48,7 @@ class Gathered:
 
     margins: by student's replies, prompt id -> the independent discriminator's score of the reply minus the
         teacher's; above 0 the student's reply is preferred.
+    judging: what `judging.json` holds, empty where there is none.
     duplicates: rows that repeat an id, by file; the first one counts.
     """
 
@@ -57,7 +59,7 @@ class Gathered:
     replies: Mapping[ReplyKey, Replies]
     margins: Mapping[ReplyKey, Mapping[str, float]]
     judgements: tuple[Judgement, ...] = ()
-    judges_usd: float | None = None
+    judging: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     duplicates: Mapping[str, int] = field(default_factory=dict)
 
@@ -74,6 +76,17 @@ class Gathered:
         return self.summary.headline if self.summary is not None else "gad"
 
     @property
+    def judges_usd(self) -> float | None:
+        """What the judges have cost."""
+        cost = self.judging.get("cost_usd")
+        return float(cost) if isinstance(cost, int | float) else None
+
+    def title(self, set_name: str) -> str:
+        """A set's name for people, with a mark where some of its prompts are in the training set."""
+        marked = any(info.overlaps_training for info in self.sets if info.name == set_name)
+        return set_title(set_name) + (" (overlaps training)" if marked else "")
+
+    @property
     def students(self) -> list[str]:
         """The arms, the teacher not among them, in the order in which they are shown."""
         listed = list(self.summary.students) if self.summary is not None else []
@@ -86,7 +99,8 @@ class Gathered:
     def passed_over(self) -> list[str]:
         """Checkpoints that have replies only because one of them had to be chosen: `gad-10` beside `gad`."""
         candidate = re.compile(rf"{re.escape(self.headline)}-\d+")
-        return sorted({key.student for key in self.replies if candidate.fullmatch(key.student)})
+        asked_for = set(self.summary.students) if self.summary is not None else set()
+        return sorted({key.student for key in self.replies if candidate.fullmatch(key.student)} - asked_for)
 
     @property
     def sets(self) -> list[SetInfo]:
@@ -142,7 +156,7 @@ def gather(folder: Path) -> Gathered:
         replies=replies,
         margins={key: _margins(path) for key, path in _files(folder / "scores", headline)},
         judgements=tuple(_judgements(folder / "verdicts")),
-        judges_usd=_judges_usd(folder / "judging.json"),
+        judging=_judging(folder / "judging.json"),
         left_out=_left_out(folder),
         duplicates=duplicates,
     )
@@ -235,10 +249,11 @@ def _pair(stem: str) -> tuple[str, str]:
     return stem, TEACHER
 
 
-def _judges_usd(path: Path) -> float | None:
-    found = read_json(path) if path.exists() else None
-    cost = found.get("cost_usd") if isinstance(found, Mapping) else None
-    return float(cost) if isinstance(cost, int | float) else None
+def _judging(path: Path) -> Mapping[str, Any]:
+    found = read_json(path) if path.exists() else {}
+    if not isinstance(found, Mapping):
+        raise RunFolderError(f"{path}: not the figures of judges; delete it and run `gad judge` again")
+    return found
 
 
 def _left_out(folder: Path) -> dict[str, dict[str, int]]:

@@ -116,6 +116,8 @@ def _context(run: Gathered) -> dict[str, Any]:
         "packed": explorer.pack(run),
         "win_rows": judges.win_rows(run),
         "agreements": judges.agreement_rows(run),
+        "matrices": judges.matrices(run),
+        "opposed": explorer.disagreements(run),
         "dropped": _dropped(run),
         "seconds": seconds,
         "tokens": tokens,

@@ -30,7 +30,7 @@ def findings(run: Gathered) -> list[str]:
         figure = run.summary.figure(run.headline, info.name, decoding, "preference")
         if figure is not None:
             said.append(
-                f"{set_title(info.name)}: {arm(run.headline)}’s replies are put above the teacher’s on "
+                f"{run.title(info.name)}: {arm(run.headline)}’s replies are put above the teacher’s on "
                 f"{figure_sentence(figure, level)}."
             )
     against: dict[str, list[Paired]] = {}
@@ -38,7 +38,11 @@ def findings(run: Gathered) -> list[str]:
         if pair.student == run.headline and pair.name == "preference":
             against.setdefault(pair.against, []).append(pair)
     for name, pairs in against.items():
-        said.append(f"Against {arm(name)}: " + "; ".join(comparison(pair, 1.0 - level) for pair in pairs) + ".")
+        said.append(
+            f"Against {arm(name)}: "
+            + "; ".join(comparison(pair, 1.0 - level, where=run.title(pair.set)) for pair in pairs)
+            + "."
+        )
     return said
 
 
@@ -108,7 +112,7 @@ def uneven(run: Gathered) -> list[str]:
             for name, ids in have.items():
                 if ids and len(ids) < len(everyone):
                     said.append(
-                        f"{arm(name)} has {len(ids)} of {len(everyone)} replies to {set_title(info.name)} "
+                        f"{arm(name)} has {len(ids)} of {len(everyone)} replies to {run.title(info.name)} "
                         f"({decoding.name})."
                     )
     return list(dict.fromkeys(said))

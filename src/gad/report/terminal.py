@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def headline_table(summary: Mapping[str, Any] | Summary) -> Table:
-    """Base, SeqKD, GAD and the teacher by set, at the headline's decoding; value, interval and n in every cell.
+    """Every student and the teacher by set, at the headline's decoding; value, interval and n in every cell. Of judges
+    the win rate or score alone: the rest is in the report.
 
     summary: what `summary.json` holds, or the record of it. Names and notes are text, never markup or escape codes.
     Raises RunFolderError where it is not a summary.
@@ -25,6 +26,7 @@ def headline_table(summary: Mapping[str, Any] | Summary) -> Table:
     from gad.report.gather import Gathered
     from gad.report.summary import Summary, parse_summary
     from gad.report.text import one_line
+    from gad.report.wording import AT_EQUAL_LENGTH
 
     record = summary if isinstance(summary, Summary) else parse_summary(dict(summary))
     run = Gathered(Path(record.name or "run"), record, None, (), {}, {})
@@ -32,7 +34,8 @@ def headline_table(summary: Mapping[str, Any] | Summary) -> Table:
     tables = found[0].headline if found else ()
     title = f"{one_line(run.name)}: {found[0].title}" if found else f"{one_line(run.name)}: no figures yet"
     table = Table(title=Text(title), title_justify="left")
-    columns = list(dict.fromkeys(how.title for each in tables for how in each.columns))
+    titles = dict.fromkeys(how.title for each in tables for how in each.columns)
+    columns = [title for title in titles if not title.endswith(AT_EQUAL_LENGTH)]
     table.add_column("Set")
     table.add_column("Student")
     for column in columns:

@@ -75,6 +75,7 @@ MEANINGS = {
     ),
 }
 HEADLINE_FIGURES = ("preference", "c2st_auc", "style", "length_ratio")
+AT_EQUAL_LENGTH = "win rate at equal length"
 _JUDGE = re.compile(r"judge_(?P<judge>.+?)_(?P<what>win_rate|length_controlled|score)")
 _JUDGED: dict[str, tuple[str, Form, str]] = {
     "win_rate": (
@@ -83,7 +84,7 @@ _JUDGED: dict[str, tuple[str, Form, str]] = {
         "How often this judge prefers the student’s reply to the teacher’s; ties count half.",
     ),
     "length_controlled": (
-        "win rate at equal length",
+        AT_EQUAL_LENGTH,
         "share",
         "The same judge’s preference with what longer replies gain by their length taken out.",
     ),
@@ -183,10 +184,13 @@ def set_title(name: str) -> str:
     return {"held_out": "Held-out", "out_of_distribution": "Out of distribution"}.get(name) or one_line(name)
 
 
-def comparison(paired: Paired, alpha: float = 0.05) -> str:
-    """A paired difference in words; it claims nothing that the interval or the p-value does not carry."""
+def comparison(paired: Paired, alpha: float = 0.05, *, where: str = "") -> str:
+    """A paired difference in words; it claims nothing that the interval or the p-value does not carry.
+
+    where: the set's title, if it has another one.
+    """
     form = meaning(paired.name).form
-    where = set_title(paired.set).lower()
+    where = (where or set_title(paired.set)).lower()
     if paired.difference is None:
         return f"{where} not measured"
     if paired.few:

@@ -66,6 +66,7 @@ class LocalEngine:
         self._rows_per_batch = rows_per_batch
         self._plain = plain
         self._member: Member | None = None
+        self._untrained = False
         self._version = 0
         self._stops = torch.tensor(sorted(codec.stop_ids), device=network.device)
         self.crew = network.crew
@@ -77,10 +78,14 @@ class LocalEngine:
         if self._plain is not None:
             member.write_into(self._plain)
 
+    def take_plain(self) -> None:
+        """Sample from `plain` as it is: a model that nobody trains."""
+        self._untrained = True
+
     @everywhere("sampling")
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Rollout]]:
         """Raises RolloutError where no weights were loaded. Each process samples its share of the prompts."""
-        if self._member is None:
+        if self._member is None and not (self._untrained and self._plain is not None):
             raise RolloutError("no weights: call load_weights before generate")
         costs = [len(request.prompt_ids) + len(request.seeds) * self._limit for request in requests]
         shares = deal(costs, self.crew.size)

@@ -12,26 +12,8 @@ from gad.records import GeneratedReply, Prompt, Rollout
 from gad.rollout.engine import Engine, Request
 from gad.seeds import stable_seed
 from gad.signals import StopRequest
-from gad.storage import JsonlWriter, read_jsonl
-
-REPLIES = "replies"
-
-
-def replies_path(folder: Path, student: str, set_name: str, decoding: str, headline: str) -> Path:
-    """`replies/<student>/<set>.jsonl` for the headline's decoding, `<set>@<decoding>.jsonl` for the others."""
-    name = set_name if decoding == headline else f"{set_name}@{decoding}"
-    return folder / REPLIES / student / f"{name}.jsonl"
-
-
-def read_replies(path: Path) -> dict[str, GeneratedReply]:
-    """Replies by prompt id."""
-    return {row["id"]: GeneratedReply.from_dict(row) for row in read_jsonl(path)}
-
-
-def missing(path: Path, prompts: Sequence[Prompt]) -> int:
-    """How many prompts have no reply yet."""
-    have = read_replies(path).keys()
-    return sum(prompt.id not in have for prompt in prompts)
+from gad.stages.replies import read_replies
+from gad.storage import JsonlWriter
 
 
 def generate(
@@ -45,9 +27,11 @@ def generate(
     batch_size: int,
     task: Task,
     stop: StopRequest,
+    counts: Codec | None = None,
 ) -> None:
     """Write the replies that are not there yet. All arms get the same seeds for the same prompt.
 
+    counts: counts and cuts replies in place of the codec of the model that wrote them, so that lengths compare.
     Batches are cut from the whole set, done or not: a set that was stopped half-way ends as if it never had been.
     """
     have = read_replies(path).keys()
@@ -59,7 +43,7 @@ def generate(
                 requests = [_request(prompt, codec, seed, decoding) for prompt in batch]
                 for prompt, rollouts in zip(batch, engine.generate(requests, decoding.sampling), strict=True):
                     if prompt.id not in have:
-                        writer.append(_reply(prompt, rollouts[0]).as_dict())
+                        writer.append(_reply(prompt, rollouts[0], counts).as_dict())
                 task.advance(len(batch))
             stop.check()
 
@@ -68,5 +52,14 @@ def _request(prompt: Prompt, codec: Codec, seed: int, decoding: NamedDecoding) -
     return Request(prompt, codec.prompt_ids(prompt), (stable_seed(seed, "generate", decoding.name, prompt.id),))
 
 
-def _reply(prompt: Prompt, rollout: Rollout) -> GeneratedReply:
+def counted(prompt: Prompt, text: str, *, finished: bool, codec: Codec) -> GeneratedReply:
+    """A text that another model wrote, in this codec's tokens, and cut as it would cut its own."""
+    encoded = codec.reply_ids(text, finished=finished)
+    kept = text.strip() if encoded.finished == finished else codec.text(encoded.token_ids)
+    return GeneratedReply(prompt.id, prompt.messages, kept, len(encoded.token_ids), encoded.finished)
+
+
+def _reply(prompt: Prompt, rollout: Rollout, counts: Codec | None) -> GeneratedReply:
+    if counts is not None:
+        return counted(prompt, rollout.text, finished=rollout.finished, codec=counts)
     return GeneratedReply(prompt.id, prompt.messages, rollout.text, len(rollout.token_ids), rollout.finished)

@@ -3,69 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
+from gad.config.compared import REFERENCE
 from gad.config.judging import JudgeApi, JudgeConfig, JudgingConfig, Pair, PairwiseJudge, PaperJudge
 from gad.errors import RunFolderError
 from gad.judging.asking import Respondent
+from gad.judging.comparison import Comparison, compared_by_score, figures_of, verdicts_of
+from gad.judging.forecast import Workload, announcement
 from gad.judging.pairwise import RUBRIC, PairwiseComparison
 from gad.judging.paper import ReferenceScoring
-from gad.judging.preference import (
-    length_controlled_preference,
-    position_bias,
-    preferences_by_prompt,
-    win_rate,
-)
-from gad.judging.statistics import detectable_points, prompts_needed
-from gad.judging.tables import Cell, agreement_table, paired_table
-from gad.judging.verdicts import REFERENCE, Case, Judge, verdict_of
+from gad.judging.preference import preferences_by_prompt
+from gad.judging.tables import Cell, Preferences, agreement_table, paired_table
+from gad.judging.verdicts import Case, Judge
 from gad.progress import Progress
-from gad.records import GeneratedReply, Prompt, Verdict
-from gad.seeds import stable_seed
+from gad.records import GeneratedReply, Prompt
 from gad.signals import StopRequest
 from gad.storage import JsonlWriter, Row, keep_rows, read_jsonl, write_json
+from gad.teacher.money import usual_tokens
 
 VERDICTS = "verdicts"
 REFERENCES = "references"
 LEDGERS = "judges"
 FIGURES = "judging.json"
 
-Replies = Mapping[str, GeneratedReply]
 MakeRespondent = Callable[[JudgeApi, Path, StopRequest], Respondent]
 """From a model's config, the folder of its ledger, and the stop to heed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two models' replies to the prompts of one set, by prompt id."""
-
-    first: str
-    second: str
-    set_name: str
-    prompts: tuple[Prompt, ...]
-    replies: Replies
-    other_replies: Replies
-
-    def __post_init__(self) -> None:
-        for name, replies in ((self.first, self.replies), (self.second, self.other_replies)):
-            missing = [prompt.id for prompt in self.prompts if prompt.id not in replies]
-            if missing:
-                raise RunFolderError(
-                    f"{name} has no reply to {len(missing)} of {len(self.prompts)} prompts of {self.set_name}, "
-                    f"e.g. {missing[0]}: run `gad generate` to write them"
-                )
-
-
-def pairs_of(config: JudgingConfig, students: Sequence[str]) -> tuple[Pair, ...]:
-    """The config's pairs, or the last student against the teacher and against each other student."""
-    if config.pairs:
-        return config.pairs
-    last = students[-1]
-    return (Pair(first=last), *(Pair(first=last, second=other) for other in students[:-1]))
 
 
 def read_comparison(
@@ -117,26 +82,43 @@ def judge_all(
     progress: Progress,
     stop: StopRequest,
     respondent: MakeRespondent | None = None,
+    voices: Preferences | None = None,
+    sets: Sequence[Mapping[str, Any]] = (),
+    level: float = 0.95,
 ) -> dict[str, Any]:
     """Every judge on every comparison; writes `judging.json` and returns it. What was judged before is kept.
 
-    What the prompts at hand can show is said before the first question is asked.
+    What the prompts at hand can show, and what it may cost, is said before the first question is asked.
+    voices: what people and classifiers prefer; they enter the table of agreement. sets: what is said of sets beside the
+    run's own. level: of the intervals.
     """
-    for size in sorted({len(comparison.prompts) for comparison in comparisons}):
-        progress.say(power_note(size))
+    for what, line in announcement(config, workloads(comparisons)):
+        progress.say(f"{what}: {line}")
     judges = [build_judge(settings, folder, stop, respondent) for settings in config.judges]
     figures = []
     preferences: dict[Cell, dict[str, float]] = {}
     for judge in judges:
         for comparison in _for_judge(judge, comparisons):
             rows = judge_comparison(folder, judge, comparison, progress=progress, stop=stop)
-            figures.append(figures_of(judge, comparison, rows, seed=seed))
+            figures.append(figures_of(judge, comparison, rows, seed=seed, level=level))
             cell = Cell(judge.name, comparison.set_name, comparison.first, comparison.second)
-            preferences[cell] = preferences_by_prompt(_verdicts(rows))
+            preferences[cell] = preferences_by_prompt(verdicts_of(rows))
     references = [row["cost_usd"] for judge in judges for row in read_jsonl(references_path(folder, judge.name))]
     cost = sum(references) + sum(figure["cost_usd"] for figure in figures)
-    tables = {"paired": paired_table(preferences, seed=seed), "agreement": agreement_table(preferences, seed=seed)}
-    result = {"format": 1, "figures": figures, **tables, "references": len(references), "cost_usd": cost}
+    everyone = {**compared_by_score(preferences, comparisons), **(voices or {})}
+    tables = {
+        "paired": paired_table(preferences, seed=seed, level=level),
+        "agreement": agreement_table(everyone, seed=seed, level=level),
+    }
+    described = [{**info, "judged": True, "overlaps_training": bool(info["overlap"])} for info in sets]
+    result = {
+        "format": 1,
+        "figures": figures,
+        **tables,
+        "sets": described,
+        "references": len(references),
+        "cost_usd": cost,
+    }
     write_json(folder / FIGURES, result)
     return result
 
@@ -175,48 +157,22 @@ def judge_comparison(
     return [row for row in read_jsonl(path) if row["sha256"] in wanted]
 
 
-def figures_of(judge: Judge, comparison: Comparison, rows: Sequence[Row], *, seed: int) -> dict[str, Any]:
-    """What the verdicts add up to. Rows without a verdict are counted by their problem and enter no figure."""
-    verdicts = _verdicts(rows)
-    seed = stable_seed(seed, "judging", judge.name, comparison.first, comparison.second, comparison.set_name)
-    figures: dict[str, Any] = {
-        "judge": judge.name,
-        "first": comparison.first,
-        "second": comparison.second,
-        "set": comparison.set_name,
-        "verdicts": len(rows),
-        "unread": dict(Counter(row["problem"] for row in rows if row["preference"] is None)),
-        "asked_again": sum(row["attempts"] > 1 for row in rows),
-        "by": dict(Counter(row["by"] for row in rows if row["preference"] is not None)),
-        "cost_usd": sum(row["cost_usd"] for row in rows),
-        "win_rate": None,
-        "score": None,
-        "position_bias": None,
-        "length_controlled": None,
-        "too_few": True,
-    }
-    if not verdicts:
-        return figures
-    rate = win_rate(verdicts, seed=seed)
-    bias = position_bias(verdicts, seed=seed)
-    figures |= {"win_rate": rate.as_dict(), "position_bias": bias.as_dict() if bias else None}
-    figures["too_few"] = rate.preference.too_few
-    if judge.writes_reference:
-        figures["score"] = rate.preference.scaled(100.0).as_dict()
-    else:
-        lengths = {key: float(reply.tokens) for key, reply in comparison.replies.items()}
-        others = {key: float(reply.tokens) for key, reply in comparison.other_replies.items()}
-        controlled = length_controlled_preference(preferences_by_prompt(verdicts), lengths, others, seed=seed)
-        figures["length_controlled"] = controlled.as_dict()
-    return figures
-
-
-def power_note(prompts: int) -> str:
-    """What so many prompts can show, in a sentence."""
-    return (
-        f"{prompts} prompts show a difference of {detectable_points(prompts):.1f} points or more from 50 four times in "
-        f"five; one of 5 points takes {prompts_needed(5.0)}"
-    )
+def workloads(comparisons: Sequence[Comparison]) -> list[Workload]:
+    """The sets of these comparisons, with the lengths of the replies at hand."""
+    found = []
+    for name in dict.fromkeys(each.set_name for each in comparisons):
+        ours = [each for each in comparisons if each.set_name == name]
+        prompts = ours[0].prompts
+        lengths = [
+            r[prompt.id].tokens for each in ours for r in (each.replies, each.other_replies) for prompt in prompts
+        ]
+        asked = [usual_tokens(prompt.messages) for prompt in prompts]
+        pairs = sum(each.second != REFERENCE for each in ours)
+        models = len({model for each in ours for model in (each.first, each.second)} - {REFERENCE})
+        size = max(1, len(prompts))
+        reply = sum(lengths) / max(1, len(lengths))
+        found.append(Workload(name, len(prompts), pairs, models, sum(asked) / size, reply))
+    return found
 
 
 def verdicts_path(folder: Path, judge: str, comparison: Comparison) -> Path:
@@ -231,12 +187,17 @@ def references_path(folder: Path, judge: str) -> Path:
 
 
 def _for_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """A judge with its own reference sees each model once a set, against the reference."""
+    """A judge with its own reference sees each model once a set, against the reference.
+
+    A comparison with REFERENCE is for such judges only: the model's partner has no replies to that set.
+    """
     if not judge.writes_reference:
-        return list(comparisons)
+        return [each for each in comparisons if each.second != REFERENCE]
     single: dict[tuple[str, str], Comparison] = {}
     for each in comparisons:
         for name, replies in ((each.first, each.replies), (each.second, each.other_replies)):
+            if name == REFERENCE:
+                continue
             alone = Comparison(name, REFERENCE, each.set_name, each.prompts, replies, replies)
             single.setdefault((name, each.set_name), alone)
     return list(single.values())
@@ -244,10 +205,6 @@ def _for_judge(judge: Judge, comparisons: Sequence[Comparison]) -> list[Comparis
 
 def _second(judge: Judge, comparison: Comparison, prompt: Prompt) -> str | None:
     return None if judge.writes_reference else comparison.other_replies[prompt.id].completion
-
-
-def _verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    return [verdict for row in rows if (verdict := verdict_of(row)) is not None]
 
 
 def _replies(path: Path, model: str) -> dict[str, GeneratedReply]:

@@ -19,8 +19,9 @@ from gad.records import Example, GeneratedReply
 from gad.seeds import stable_seed
 from gad.stages.collect import ORIGINS
 from gad.stages.collect_api import SUMMARY as COLLECTED
-from gad.stages.generate import read_replies, replies_path
+from gad.stages.judged_figures import with_judges
 from gad.stages.measure import likelihood_path, read_column, scores_path
+from gad.stages.replies import read_replies, replies_path
 from gad.storage import read_jsonl, write_json
 
 SUMMARY = "summary.json"
@@ -55,26 +56,28 @@ def summarize(
         _cell(config, folder, student, name, decoding.name, teachers[name])
         for student in students
         for name in sets
-        for decoding in decodings
+        for decoding in config.decodings_of(student)
     ]
+    leaks = _leaks(config, folder)
     summary = {
         "format": FORMAT,
         "name": config.name,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "students": list(students),
         "headline": students[-1],
-        "sets": [_set(name, examples, folder) for name, examples in sets.items()],
+        "sets": [_set(name, examples, folder, leaks) for name, examples in sets.items()],
         "decodings": [{"name": decoding.name, **decoding.sampling.model_dump()} for decoding in decodings],
         "figures": [row for cell in cells for row in _figures(config, cell, teachers[cell.set_name])],
         "paired": list(_paired(config, cells, students)),
         "checkpoint": _read(folder / "choice.json"),
         "dropped": list(_dropped(folder)),
-        "leaks": _read(folder / ORIGINS).get("leaks", []),
-        "cost": {**_teacher_cost(folder), "judge_usd": 0.0},
+        "leaks": leaks,
+        "cost": {**_teacher_cost(folder), "judge_usd": 0.0, **_endpoints_cost(folder)},
         "teacher": _teacher_in_short(folder),
         **_totals(folder),
         "machine": {"cpu": platform.processor() or platform.machine(), "python": platform.python_version()},
     }
+    summary = with_judges(summary, folder)
     write_json(folder / SUMMARY, summary)
     return summary
 
@@ -116,8 +119,9 @@ def _cell(
         "repetition": {key: overlap.repetition(reply.completion) for key, reply in replies.items()},
         "length": {key: float(reply.tokens) for key, reply in replies.items()},
     }
-    if decoding == headline:
-        values["teacher_nll"] = read_column(likelihood_path(folder, student, set_name), "nll")
+    likelihoods = likelihood_path(folder, student, set_name)
+    if decoding == headline and likelihoods.exists():
+        values["teacher_nll"] = read_column(likelihoods, "nll")
     if config.evaluation.style is not None:
         style = HouseStyle(config.evaluation.style)
         values["style"] = {key: float(style.keeps(reply.completion)) for key, reply in replies.items()}
@@ -178,6 +182,8 @@ def _paired(config: RunConfig, cells: Sequence[Cell], students: Sequence[str]) -
         rows = []
         for set_name, decoding in places:
             for before, after in combinations(students, 2):
+                if not {(before, set_name, decoding), (after, set_name, decoding)} <= by_key.keys():
+                    continue  # an endpoint is not drawn by every decoding
                 one, two = by_key[after, set_name, decoding], by_key[before, set_name, decoding]
                 keys = sorted(one.values.get(name, {}).keys() & two.values.get(name, {}).keys())
                 if len(keys) > 1:
@@ -197,10 +203,28 @@ def _difference(found: dict[str, Any]) -> dict[str, Any]:
     return {"difference": found["value"], **{key: found[key] for key in ("low", "high", "n", "p_value")}}
 
 
-def _set(name: str, examples: Sequence[Example], folder: Path) -> dict[str, Any]:
+def _leaks(config: RunConfig, folder: Path) -> list[dict[str, Any]]:
+    """Prompts of the sets that are (nearly) in the training set, and were left there."""
+    if config.data.leak_check is None or config.data.leak_check.action == "drop":
+        return []
+    return [
+        {"set": leak["other_set"], "id": leak["other_id"], "train_id": leak["id"], "similarity": leak["similarity"]}
+        for leak in _read(folder / ORIGINS).get("leaks", [])
+        if leak["set"] == "train"
+    ]
+
+
+def _set(name: str, examples: Sequence[Example], folder: Path, leaks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     origin = _read(folder / ORIGINS).get("sets", {}).get(name, {})
     kind = "out_of_distribution" if name == OUT_OF_DISTRIBUTION else "in_distribution"
-    return {"name": name, "kind": kind, "prompts": len(examples), "sha256": origin.get("sha256")}
+    overlaps = any(leak["set"] == name for leak in leaks)
+    return {
+        "name": name,
+        "kind": kind,
+        "prompts": len(examples),
+        "sha256": origin.get("sha256"),
+        "overlaps_training": overlaps,
+    }
 
 
 def _dropped(folder: Path) -> Iterator[dict[str, Any]]:
@@ -227,6 +251,12 @@ def _teacher_in_short(folder: Path) -> dict[str, Any]:
     bought = _read(folder / COLLECTED)
     names = ("model", "endpoint", "models", "bought", "tokens", "first_reply", "last_reply", "prices_from")
     return {name: bought[name] for name in names} if bought else {}
+
+
+def _endpoints_cost(folder: Path) -> dict[str, float]:
+    """What replies of models behind an API have cost, where there are any."""
+    bills = [_read(path) for path in sorted(folder.glob("endpoints/*/bill.json"))]
+    return {"endpoints_usd": sum(bill["spent_usd"] for bill in bills)} if bills else {}
 
 
 def _totals(folder: Path) -> dict[str, Any]:

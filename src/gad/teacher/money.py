@@ -21,7 +21,7 @@ _REQUEST_OVERHEAD = 256
 _BYTES_PER_TOKEN = 4.2
 """UTF-8 bytes of English text to a token of today's tokenizers; code and other scripts have fewer."""
 _FEWEST_BYTES, _MOST_BYTES = 2.0, 6.0
-_SHORT_REPLY, _USUAL_REPLY = 20, 329
+_SHORT_REPLY, USUAL_REPLY = 20, 329
 """Tokens. 329 is the mean of GPT-5-Chat's replies to LMSYS prompts (arXiv 2511.10643, Table 2)."""
 
 
@@ -180,7 +180,7 @@ def estimate_cost(
     """
     listed = prices_of(config)
     longest = config.sampling.max_tokens
-    usual = round(min(reply_tokens or _USUAL_REPLY, longest))
+    usual = round(min(reply_tokens or USUAL_REPLY, longest))
     requests = tokens = 0
     low = expected = high = at_most = 0.0
     for prompt in prompts:

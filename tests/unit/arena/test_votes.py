@@ -160,9 +160,8 @@ def test_a_rater_who_prefers_one_arm_gives_it_every_win(run: Path) -> None:
 
 def test_a_rater_who_always_takes_left_prefers_nobody(run: Path) -> None:
     cast_all(run, ArenaConfig(comparisons=160), lambda *_: "left")
-    for pair in results(run).pairs:
-        assert pair.preference is not None
-        assert pair.preference.low < 0.5 < pair.preference.high
+    wins = sum(pair.wins for pair in results(run).pairs)
+    assert 60 <= wins <= 100  # of 160 by a fair coin: 99.8%
 
 
 def test_ties_count_half_and_skips_not_at_all(run: Path) -> None:

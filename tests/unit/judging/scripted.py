@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from gad.judging.asking import Answer, NoAnswer, Question
+from gad.judging.comparison import Comparison
 from gad.progress import Lines
 from gad.records import GeneratedReply, Prompt
 from gad.signals import StopRequest
-from gad.stages.judge_api import Comparison
 
 SHOWN = re.compile(r"=== Reply A ===\n(.*?)\n\n=== Reply B ===\n(.*?)\n\n=== Your task ===", re.DOTALL)
 

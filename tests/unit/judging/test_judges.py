@@ -10,15 +10,15 @@ import pytest
 from gad.config.judging import JudgeApi, JudgingConfig, Pair, PairwiseJudge, PaperJudge
 from gad.errors import Interrupted, RunFolderError, TeacherError
 from gad.judging.asking import Answer, NoAnswer, Question, ask
+from gad.judging.comparison import Comparison
+from gad.judging.forecast import power_note
 from gad.judging.pairwise import PairwiseComparison
+from gad.judging.planning import pairs_of
 from gad.records import Message, Prompt
 from gad.stages.judge_api import (
-    Comparison,
     build_judge,
     judge_all,
     judge_comparison,
-    pairs_of,
-    power_note,
     read_comparison,
 )
 from gad.storage import read_jsonl, write_jsonl
@@ -308,7 +308,7 @@ def test_replies_are_read_from_the_run_folder(tmp_path):
 def test_power_is_said_before_the_first_question(tmp_path):
     said = Silent()
     run(PAIRWISE, tmp_path, comparison({"a": "x"}, {"a": "y"}), Scripted(lambda question: "A"), said)
-    assert said.said[0] == power_note(1)
+    assert said.said[0] == f"power: {power_note(1)}"
     assert power_note(197).startswith("197 prompts show a difference of 10.0 points")
 
 

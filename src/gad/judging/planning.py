@@ -1,0 +1,95 @@
+"""What `gad plan` says of judges before a reply is written: questions, bill, power. Loads no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from gad.config.compared import TEACHER
+from gad.config.judging import EvaluationSetConfig, JudgingConfig, Pair, PublishedSet
+from gad.data import LoadedSet, PromptSet
+from gad.data.sources import is_remote
+from gad.judging.forecast import Workload, announcement
+from gad.judging.sets import PUBLISHED, checked, load_set
+from gad.records import Message, Prompt
+from gad.teacher.money import USUAL_REPLY, usual_tokens
+
+_USUAL_PROMPT = 60
+"""Tokens of a prompt of a set that is not on this machine."""
+
+
+def pairs_of(config: JudgingConfig, students: Sequence[str]) -> tuple[Pair, ...]:
+    """The config's pairs, or the last student against the teacher and against each other student."""
+    if config.pairs:
+        return config.pairs
+    last = students[-1]
+    return (Pair(first=last), *(Pair(first=last, second=other) for other in students[:-1]))
+
+
+def mean_reply(measured: LoadedSet | PromptSet) -> float:
+    """Tokens of a teacher's reply to a set, about; the paper's where there are none yet."""
+    if not isinstance(measured, LoadedSet):
+        return USUAL_REPLY
+    return fmean(usual_tokens([Message("assistant", each.replies[0].text)]) for each in measured.examples)
+
+
+def planned(
+    config: JudgingConfig,
+    students: Sequence[str],
+    measured: Mapping[str, tuple[Sequence[Prompt], float]],
+    train: Sequence[Prompt],
+    *,
+    max_prompts: int | None,
+    teacher_everywhere: bool,
+) -> list[tuple[str, str]]:
+    """(what, value) lines. Students' replies are taken to be as long as the teacher's.
+
+    measured: the run's own sets, with the mean tokens of the teacher's replies. max_prompts: of each of them.
+    teacher_everywhere: whether the teacher replies to the sets of `judging.sets` too. Raises DataError for a set that
+    cannot be used or overlaps with `train`, ConfigError for a cap without a price.
+    """
+    pairs = pairs_of(config, students)
+    work = []
+    for name, (own, reply_tokens) in measured.items():
+        work.append(_workload(config, name, own[:max_prompts], len(own[:max_prompts]), reply_tokens, pairs))
+    for wanted in config.sets:
+        prompts, size = _prompts(wanted, train, allow_overlap=config.allow_overlap)
+        work.append(_workload(config, wanted.name, prompts, size, USUAL_REPLY, pairs, teacher=teacher_everywhere))
+    elsewhere = [f"{each.set_name}: not on this machine, counted when it is here" for each in work if not each.prompts]
+    work = [each for each in work if each.prompts]
+    return [
+        ("pairs", ", ".join(f"{pair.first} against {pair.second}" for pair in pairs)),
+        ("sets", ", ".join([*(f"{each.set_name} {each.prompts:,} prompts" for each in work), *elsewhere])),
+        *announcement(config, work),
+    ]
+
+
+def _workload(
+    config: JudgingConfig,
+    name: str,
+    prompts: Sequence[Prompt],
+    size: int,
+    reply_tokens: float,
+    pairs: Sequence[Pair],
+    *,
+    teacher: bool = True,
+) -> Workload:
+    """teacher: whether the teacher has replies to the set; without, nobody is compared with it there."""
+    models = {model for pair in pairs for model in (pair.first, pair.second)} - (set() if teacher else {TEACHER})
+    between = [pair for pair in pairs if teacher or TEACHER not in (pair.first, pair.second)]
+    asked = [usual_tokens(prompt.messages) for prompt in prompts] or [_USUAL_PROMPT]
+    size = min(size, config.max_prompts or size)
+    return Workload(name, size, len(between), len(models), sum(asked) / len(asked), reply_tokens)
+
+
+def _prompts(
+    wanted: EvaluationSetConfig, train: Sequence[Prompt], *, allow_overlap: bool
+) -> tuple[Sequence[Prompt], int]:
+    """Prompts of a set, and how many. Of one that is not here the number in the paper, or 0 where nobody knows."""
+    source = wanted.source
+    if isinstance(wanted, PublishedSet) and (source is None or is_remote(source)):
+        return (), PUBLISHED[wanted.name].size
+    if source is None or is_remote(source):
+        return (), 0
+    found = checked(load_set(wanted), train, allow_overlap=allow_overlap)
+    return found.prompts, len(found.prompts)
