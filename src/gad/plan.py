@@ -157,20 +157,21 @@ def _evaluation(config: RunConfig, measured: dict[str, int], train: int) -> list
 
 
 def _judging(config: RunConfig, sets: DataSets[LoadedSet] | DataSets[PromptSet]) -> list[tuple[str, list[Line]]]:
-    if config.judging is None:
+    """What is bought for the evaluation: replies of models behind an API, and verdicts."""
+    models, judging, limit = config.evaluation.models, config.judging, config.evaluation.max_prompts
+    if judging is None and not models:
         return []
-    from gad.judging.planning import mean_reply, planned
+    from gad.judging.planning import bought, mean_reply, planned
 
     measured = {name: (each.prompts, mean_reply(each)) for name, each in sets.named.items() if name != "train"}
-    lines = planned(
-        config.judging,
-        config.students,
-        measured,
-        sets.train.prompts,
-        max_prompts=config.evaluation.max_prompts,
-        teacher_everywhere=any(model.name == TEACHER for model in config.evaluation.models),
-    )
-    return [("judging", lines)]
+    train = sets.train.prompts
+    replies = bought(models, judging, measured, train, max_prompts=limit)
+    sections = [("replies of endpoints", replies)] if replies else []
+    if judging is None:
+        return sections
+    everywhere = any(model.name == TEACHER for model in models)
+    verdicts = planned(judging, config.students, measured, train, max_prompts=limit, teacher_everywhere=everywhere)
+    return [*sections, ("judging", verdicts)]
 
 
 def _batch(batch_size: int, train: int) -> Line:

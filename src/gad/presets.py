@@ -56,6 +56,10 @@ adversarial:
   kl: {weight: 0.05}
   # cross_entropy_weight: 0.1     # a dial from mode seeking back to coverage
 
+# judging:                        # `gad judge`; what it costs is printed by `gad plan`
+#   judges: [{kind: pairwise, api: {model: gpt-4o, max_cost_usd: 5}}]
+#   sets: [{kind: published, name: vicuna}]
+
 checkpoints:
   every_steps: 50
 """

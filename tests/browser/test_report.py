@@ -9,6 +9,7 @@ import pytest
 from gad.report import write_report
 from gad.report.text import visible
 from support.hostile import MEGABYTE, PAYLOADS
+from support.judged_runs import REASON, write_judged_run
 from support.report_runs import write_json, write_jsonl, write_run
 
 SIZES = [(width, scheme) for width in (360, 768, 1600) for scheme in ("light", "dark")]
@@ -18,6 +19,11 @@ SIZES = [(width, scheme) for width in (360, 768, 1600) for scheme in ("light", "
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = write_run(tmp_path_factory.mktemp("runs") / "quickstart", prompts=30, verdicts=True)
     return write_report(folder).as_uri()
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_report(write_judged_run(tmp_path_factory.mktemp("runs") / "judged")).as_uri()
 
 
 @pytest.fixture
@@ -32,14 +38,38 @@ def ready(watched: Any) -> None:
 
 
 @pytest.mark.parametrize(("width", "scheme"), SIZES)
-def test_reads_on_every_screen(report: str, open_page: Callable[..., Any], width: int, scheme: str) -> None:
-    watched = open_page(report, width=width, scheme=scheme)
+def test_reads_on_every_screen(judged: str, open_page: Callable[..., Any], width: int, scheme: str) -> None:
+    watched = open_page(judged, width=width, scheme=scheme)
     ready(watched)
     watched.page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert not watched.scrolls_sideways()
     assert watched.axe() == []
     assert watched.errors == []
-    assert watched.requests == [report]
+    assert watched.requests == [judged]
+
+
+def test_judges_people_and_their_words(judged: str, open_page: Callable[..., Any]) -> None:
+    watched = open_page(judged)
+    ready(watched)
+    page = watched.page
+    said = page.inner_text("#judges")
+    assert "Every model against every other" in said
+    assert page.locator("#judges .matrix").count() == 4  # two judges of pairs, two sets
+    cells = page.locator("#judges .matrix").first.locator("tbody tr").all_inner_texts()
+    shares = {row.split("\t")[0]: row.split("\t")[1:] for row in cells}
+    names = list(shares)
+    there, back = shares["GAD"][names.index("Teacher")], shares["Teacher"][names.index("GAD")]
+    assert abs(int(there.split("%")[0]) + int(back.split("%")[0]) - 100) <= 1  # the same verdicts, from either side
+    assert "gpt-4o and people (arena)" in said
+    assert "of like length, n " in said
+    page.locator("#judges summary", has_text="farthest apart").click()
+    assert REASON in page.inner_text("#judges")
+    extremes = page.inner_text("#extremes")
+    assert "gpt-4o: prefers GAD (GAD shown first, Teacher second)" in extremes
+    assert "for GAD (Judge’s reference shown first, GAD second)" in extremes
+    assert "GAD against Base" not in extremes
+    assert "The set vicuna overlaps with the training data." in page.inner_text("#left-out")
+    assert watched.errors == []
 
 
 def test_a_run_with_nothing_but_a_config_opens_too(tmp_path: Path, open_page: Callable[..., Any]) -> None:

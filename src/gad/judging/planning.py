@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from gad.config.compared import TEACHER
+from gad.config.compared import TEACHER, ComparedModel, EndpointModel
 from gad.config.judging import EvaluationSetConfig, JudgingConfig, Pair, PublishedSet
+from gad.config.teacher import ApiConfig
 from gad.data import LoadedSet, PromptSet
 from gad.data.sources import is_remote
 from gad.judging.forecast import Workload, announcement
 from gad.judging.sets import PUBLISHED, checked, load_set
 from gad.records import Message, Prompt
-from gad.teacher.money import USUAL_REPLY, usual_tokens
+from gad.teacher.money import USUAL_REPLY, cost, prices_of, usual_tokens
+from gad.teacher.requests import Usage
 
 _USUAL_PROMPT = 60
 """Tokens of a prompt of a set that is not on this machine."""
@@ -62,6 +64,42 @@ def planned(
         ("sets", ", ".join([*(f"{each.set_name} {each.prompts:,} prompts" for each in work), *elsewhere])),
         *announcement(config, work),
     ]
+
+
+def bought(
+    models: Sequence[ComparedModel],
+    config: JudgingConfig | None,
+    measured: Mapping[str, tuple[Sequence[Prompt], float]],
+    train: Sequence[Prompt],
+    *,
+    max_prompts: int | None,
+) -> list[tuple[str, str]]:
+    """A line for each model behind an endpoint: its replies to all sets, and their bill. Arguments as of `planned`."""
+    own = [(prompts[:max_prompts], len(prompts[:max_prompts]), reply) for prompts, reply in measured.values()]
+    sets = () if config is None else config.sets
+    allowed = config is not None and config.allow_overlap
+    judged = [(*_prompts(wanted, train, allow_overlap=allowed), float(USUAL_REPLY)) for wanted in sets]
+    return [
+        (model.name, _bill(model.api, judged if model.name == TEACHER else [*own, *judged]))
+        for model in models
+        if isinstance(model, EndpointModel)
+    ]
+
+
+def _bill(api: ApiConfig, sets: Sequence[tuple[Sequence[Prompt], int, float]]) -> str:
+    """sets: prompts, how many, and tokens of a reply."""
+    listed, longest = prices_of(api), api.sampling.max_tokens
+    replies, expected, at_most = 0, 0.0, 0.0
+    for prompts, size, reply in sets:
+        asked = fmean([usual_tokens(prompt.messages) for prompt in prompts] or [_USUAL_PROMPT])
+        replies += size
+        expected += size * cost(listed.prices, Usage(round(asked), round(min(reply, longest))))
+        at_most += size * cost(listed.prices, Usage(round(asked), longest))
+    capped = "" if api.max_cost_usd is None else f"; never more than {api.max_cost_usd:g} USD (max_cost_usd)"
+    return (
+        f"{replies:,} replies, about {expected:.2f} USD, {at_most:.2f} if all are as long as may be{capped}; prices of "
+        f"{api.model}: {listed.source}"
+    )
 
 
 def _workload(

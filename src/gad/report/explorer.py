@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gad.config.compared import REFERENCE
 from gad.records import GeneratedReply, Message
 from gad.report.figures import decoding_title, series_of
 from gad.report.gather import TEACHER, Gathered, Judgement, ReplyKey
@@ -163,12 +164,28 @@ def _extreme(run: Gathered, info: SetInfo, decoding: str | None, id: str, margin
             )
         )
     words = tuple(
-        (f"{one_line(v.judge)}, {arm(v.first)} against {arm(v.second)}", visible(v.words)[:EXCERPT])
+        (f"{one_line(v.judge)}: {_verdict(v)}", visible(v.words)[:EXCERPT])
         for v in run.judgements
-        if v.prompt_id == id and v.set in (None, info.name) and run.headline in (v.first, v.second) and v.words
+        if v.prompt_id == id and v.set in (None, info.name) and v.words and _is_headline_pair(run, v)
     )
     turns = tuple((message.role, visible(message.content)) for message in prompt)
     return Extreme(one_line(id), run.title(info.name), f"{margin:+.2f}".replace("-", "−"), turns, tuple(shown), words)
+
+
+def _is_headline_pair(run: Gathered, verdict: Judgement) -> bool:
+    return {verdict.first, verdict.second} in ({run.headline, TEACHER}, {run.headline, REFERENCE})
+
+
+def _verdict(verdict: Judgement) -> str:
+    """Whom a judge prefers, and who stood where: its words speak of A and B, or of assistants 1 and 2."""
+    first, second, preference = arm(verdict.first), arm(verdict.second), verdict.preference
+    shown = {"first": f"{first} shown first, {second} second", "second": f"{second} shown first, {first} second"}
+    where = f" ({shown[verdict.order]})" if verdict.order in shown else ""
+    if preference is None:
+        return f"no verdict{where}"
+    if verdict.second == REFERENCE:
+        return f"score {100 * preference:.0f} for {first}{where}"
+    return (f"prefers {first if preference > 0.5 else second}" if preference != 0.5 else "a tie") + where
 
 
 def _standing(margin: float | None) -> str:

@@ -125,6 +125,7 @@ def _cell(
     if config.evaluation.style is not None:
         style = HouseStyle(config.evaluation.style)
         values["style"] = {key: float(style.keeps(reply.completion)) for key, reply in replies.items()}
+    values["rouge_l"] = {key: overlap.rouge_l(replies[key].completion, teacher[key].completion) for key in replies}
     for n in range(1, 7):
         shared = {key: overlap.ngram_f1(replies[key].completion, teacher[key].completion, n) for key in replies}
         values[f"overlap_f1_{n}"] = {key: value for key, value in shared.items() if value is not None}
@@ -149,6 +150,9 @@ def _figures(config: RunConfig, cell: Cell, teacher: Mapping[str, GeneratedReply
         yield _row(cell, "c2st_auc", auc)
     texts = [reply.completion for reply in cell.replies.values()]
     count = len(texts)
+    alike = overlap.self_bleu(texts)
+    if alike is not None:
+        yield _bare(cell, "self_bleu", alike, count)
     yield _bare(cell, "distinct_2", overlap.distinct_n(texts, 2), count)
     yield _bare(cell, "compression_ratio", overlap.compression_ratio(texts), count)
 
