@@ -224,10 +224,13 @@ class Dispatch:
             work.failures += 1
         maybe = work.hold if failure.maybe_paid else 0.0
         self._desk.purse.settle(work.hold, usd, maybe)
+        if failure.next is Next.STOP:
+            # Before the ledger is written, which takes a moment: nothing more may be sent meanwhile.
+            self._error = self._error or self._stopped(failure)
         await self._book.failure(work, failure, usd, maybe, lasting=failure.next is Next.GIVE_UP)
         if failure.next is Next.STOP:
-            self._error = self._error or self._stopped(failure)
-        elif failure.next is Next.GIVE_UP:
+            return
+        if failure.next is Next.GIVE_UP:
             self._give_up(work, failure)
             self._check_hopeless(failure)
         elif self._may_try_again(work, failure):

