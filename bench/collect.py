@@ -1,6 +1,6 @@
 """The collector's speed: share of the rate that a limit allows, CPU a request, opening a ledger, memory.
 
-    python -m bench.collect [--quick]
+    python -m bench.collect [--quick] [--only rate|open|memory]
 
 Writes bench/results/collect.json. Server and client share the machine; the client runs in a process of its own, whose
 CPU time and peak memory are counted, imports left out of the former.
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -188,30 +188,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--client", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="a hundredth of the work; results are not written")
+    parser.add_argument("--only", choices=PARTS, action="append", help="these parts; the file keeps the others' rows")
     arguments = parser.parse_args()
     if arguments.client:
         as_client(json.loads(arguments.client))
         return
     scale = 100 if arguments.quick else 1
-    rates = [
-        rate_row(max(600, 6000 // scale), headers=True, limits={}),
-        rate_row(max(600, 6000 // scale), headers=False, limits={"tokens_per_minute": TOKENS_PER_MINUTE}),
-        rate_row(max(600, 6000 // scale), headers=False, limits={}),
+    for name in arguments.only or PARTS:
+        rows = {name: [{**row, **about()} for row in PARTS[name](scale)]}
+        print(json.dumps(rows, indent=2))
+        if not arguments.quick:
+            write(rows)
+
+
+def rates(scale: int) -> list[dict[str, Any]]:
+    prompts = max(600, 6000 // scale)
+    return [
+        rate_row(prompts, headers=True, limits={}),
+        rate_row(prompts, headers=False, limits={"tokens_per_minute": TOKENS_PER_MINUTE}),
+        rate_row(prompts, headers=False, limits={}),
     ]
-    opened = open_row(1_000_000 // scale)
-    memory = [memory_row(20_000 // scale), memory_row(200_000 // scale)]
-    results = {
-        "share_of_ideal_rate": rates[0]["share_of_ideal_rate"],
-        "client_cpu_ms_per_request": rates[0]["cpu_ms_per_request"],
-        "ledger_open_seconds_1m_rows": statistics.median(opened["seconds"]),
-        "peak_rss_mb_200k_prompts": memory[-1]["peak_rss_mb"],
-        **about(),
-        "rows": {"rate": rates, "open": opened, "memory": memory},
-    }
-    print(json.dumps(results, indent=2))
-    if not arguments.quick:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+PARTS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
+    "rate": rates,
+    "open": lambda scale: [open_row(1_000_000 // scale)],
+    "memory": lambda scale: [memory_row(20_000 // scale), memory_row(200_000 // scale)],
+}
+
+
+def write(rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Put the rows of a part into the file, and what follows from all rows that are there."""
+    before = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else {}
+    rows = {**before, **rows}
+    figures: dict[str, float] = {}
+    if "rate" in rows:
+        figures["share_of_ideal_rate"] = rows["rate"][0]["share_of_ideal_rate"]
+        figures["client_cpu_ms_per_request"] = rows["rate"][0]["cpu_ms_per_request"]
+    if "open" in rows:
+        figures["ledger_open_seconds_1m_rows"] = statistics.median(rows["open"][0]["seconds"])
+    if "memory" in rows:
+        figures["peak_rss_mb_200k_prompts"] = rows["memory"][-1]["peak_rss_mb"]
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps({**figures, **about(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def gad(*words: str) -> subprocess.CompletedProcess[str]:
 def test_collect_and_run_against_a_real_server(tmp_path: Path) -> None:
     student = tiny.save(tmp_path / "student")
     small = [
-        "data.train.0.limit=20",
+        "data.train={path: recipes/quickstart/train.jsonl, limit: 20}",
         "data.held_out={count: 4}",
         "data.filters={drop_truncated: false}",
         "teacher.sampling={max_tokens: 16, temperature: 0.7}",

@@ -18,7 +18,7 @@ from gad.errors import GadError, TeacherError
 from gad.teacher.batch_results import BatchBook
 from gad.teacher.batch_state import DONE, Batch, BatchState
 from gad.teacher.caller import ApiCaller
-from gad.teacher.client import address, http_client, needed_key, new_client
+from gad.teacher.client import address, needed_key, new_client, proxy_for
 from gad.teacher.failures import of_status
 from gad.teacher.index import State
 from gad.teacher.money import too_expensive
@@ -62,9 +62,11 @@ async def _run(
     stop: Callable[[], bool],
     watch: Callable[[Snapshot], None],
 ) -> None:
+    from gad.teacher.transport import pooled_client
+
     key = needed_key(config.endpoint.api_key_env)
     state = BatchState(caller.ledger.folder)
-    client = new_client(config, key, http_client(8, _DOWNLOAD_BYTES, address(config)))
+    client = new_client(config, key, pooled_client(8, _DOWNLOAD_BYTES, proxy_for(address(config))))
     try:
         await _Batches(config, caller, requests, client, state, stop, watch).run()
     finally:

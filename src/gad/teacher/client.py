@@ -1,34 +1,26 @@
 """The official `openai` client as a way to exchange one request for one response. The one file that imports it.
 
 Three things are done here because the client does not: a deadline for the whole exchange (a reply that drips in is
-late all the same), a bound on the bytes of a response, and a pool that finds a free connection at once (the client's
-own looks at all of them: 0.4 ms of CPU a request where there are 256).
+late all the same), a bound on the bytes of a response, and connections that cost little CPU time
+(`gad.teacher.transport`; through a proxy, a pool that finds a free connection at once).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from gad.config.teacher import ApiConfig, AzureEndpoint
 from gad.errors import ConfigError
-from gad.teacher.failures import UNREACHABLE, Failure, Next, of_status
+from gad.teacher.failures import UNREACHABLE, Failure, Next, TooLarge, of_status
 from gad.teacher.wire import PATHS
 
-_CONNECT_SECONDS = 15.0
-"""For a name to be found and a connection to be made; what fails here was not sent, and cost nothing."""
-_KEEP_SECONDS = 20.0
-"""An idle connection is closed before the usual servers do (60 s and more), so that no request meets its end."""
-_COMPRESSED = 64
-"""A compressed response may grow so many times; it was asked for uncompressed."""
 _STATISTICS = tuple(
     f"X-Stainless-{name}"
     for name in (
@@ -86,7 +78,9 @@ def new_client(config: ApiConfig, key: str | None, http_client: Any) -> Any:
     """An `AsyncOpenAI` that leaves retries to us, and tells other hosts nothing of the user's OpenAI account."""
     from openai import AsyncAzureOpenAI, AsyncOpenAI, Omit, Timeout
 
-    timeout = Timeout(None, connect=min(_CONNECT_SECONDS, config.limits.timeout_seconds / 2))
+    from gad.teacher.transport import CONNECT_SECONDS
+
+    timeout = Timeout(None, connect=min(CONNECT_SECONDS, config.limits.timeout_seconds / 2))
     settings: dict[str, Any] = {"max_retries": 0, "timeout": timeout, "http_client": http_client}
     endpoint = config.endpoint
     if isinstance(endpoint, AzureEndpoint):
@@ -103,14 +97,6 @@ def new_client(config: ApiConfig, key: str | None, http_client: Any) -> Any:
     return AsyncOpenAI(base_url=endpoint.base_url, api_key=key or "none", default_headers=headers, **settings)
 
 
-def http_client(connections: int, max_bytes: int, url: str) -> Any:
-    """An HTTP client that follows no redirects (a key is not carried elsewhere) and bounds what it reads."""
-    import httpx2
-
-    fan = _fan(connections, max_bytes, proxy_for(url))
-    return httpx2.AsyncClient(transport=fan, timeout=None, follow_redirects=False)
-
-
 def proxy_for(url: str) -> str | None:
     """The proxy that the environment asks for (HTTPS_PROXY, NO_PROXY, ...)."""
     parts = urlsplit(url)
@@ -118,58 +104,6 @@ def proxy_for(url: str) -> str | None:
         return None
     proxies = getproxies()
     return proxies.get(parts.scheme) or proxies.get("all")
-
-
-def _fan(connections: int, max_bytes: int, proxy: str | None) -> Any:
-    """A transport of one-connection transports; the one that was used last is used first."""
-    import httpx2
-
-    one = httpx2.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=_KEEP_SECONDS)
-    tls = ssl.create_default_context()
-
-    class Body(httpx2.AsyncByteStream):
-        def __init__(self, stream: Any, limit: int, done: Any) -> None:
-            self._stream, self._left, self._done = stream, limit, done
-
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            async for chunk in self._stream:
-                self._left -= len(chunk)
-                if self._left < 0:
-                    raise _TooLarge
-                yield chunk
-
-        async def aclose(self) -> None:
-            try:
-                await self._stream.aclose()
-            finally:
-                self._done()
-
-    class Fan(httpx2.AsyncBaseTransport):
-        def __init__(self) -> None:
-            self._all = [httpx2.AsyncHTTPTransport(verify=tls, limits=one, proxy=proxy) for _ in range(connections)]
-            self._free = list(self._all)
-
-        async def handle_async_request(self, request: Any) -> Any:
-            transport = self._free.pop()
-            try:
-                response = await transport.handle_async_request(request)
-            except BaseException:
-                self._free.append(transport)
-                raise
-            plain = response.headers.get("content-encoding", "identity") == "identity"
-            limit = max_bytes if plain else max_bytes // _COMPRESSED
-            response.stream = Body(response.stream, limit, partial(self._free.append, transport))
-            return response
-
-        async def aclose(self) -> None:
-            for transport in self._all:
-                await transport.aclose()
-
-    return Fan()
-
-
-class _TooLarge(Exception):
-    pass
 
 
 class OpenAIExchange:
@@ -180,10 +114,17 @@ class OpenAIExchange:
         from openai import Omit
         from sniffio import current_async_library_cvar
 
+        from gad.teacher.transport import DirectClient, pooled_client
+
         # Told once a task, the client need not find it out at every read: a tenth of its CPU time on Python 3.11.
         self._library = current_async_library_cvar
-        # One more than may be under way: a connection is given back just after its request is done.
-        http = http_client(config.limits.concurrency + 1, config.limits.max_reply_bytes, address(config))
+        limits, proxy = config.limits, proxy_for(address(config))
+        http: Any
+        if proxy is None:
+            http = DirectClient(limits.max_reply_bytes, limits.timeout_seconds / 2)
+        else:
+            # One more than may be under way: a connection is given back just after its request is done.
+            http = pooled_client(limits.concurrency + 1, limits.max_reply_bytes, proxy)
         self._client = new_client(config, key, http)
         self._headers = {"Content-Type": "application/json", "X-Stainless-Retry-Count": Omit()}
         self._url = PATHS[config.api]
@@ -199,7 +140,7 @@ class OpenAIExchange:
         except TimeoutError:
             seconds = self._config.limits.timeout_seconds
             raise Failure("timeout", f"no whole reply within {seconds:g} s", Next.RETRY, maybe_paid=True) from None
-        except _TooLarge:
+        except TooLarge:
             text = f"the response has more than limits.max_reply_bytes={self._config.limits.max_reply_bytes} bytes"
             raise Failure("too large", text, Next.GIVE_UP, maybe_paid=True) from None
 
@@ -222,7 +163,9 @@ class OpenAIExchange:
             raise _lost(error.__cause__ or error, self._config) from None
         except httpx2.HTTPError as error:
             raise _lost(error, self._config) from None
-        return Response(response.headers, response.content)
+        # A plain mapping: httpx2's own looks through all its names at each question, and a dozen are asked.
+        headers = {name.decode("ascii").lower(): value.decode("latin-1") for name, value in response.headers.raw}
+        return Response(headers, response.content)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -232,7 +175,7 @@ class OpenAIExchange:
 def _lost(error: BaseException, config: ApiConfig) -> Failure:
     import httpx2
 
-    if isinstance(error, _TooLarge):
+    if isinstance(error, TooLarge):
         raise error
     text = " ".join(str(error).split())[:300] or type(error).__name__
     never_sent = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)

@@ -41,6 +41,10 @@ class Failure(Exception):
         return f"{self.reason}: {self.message}" if self.message else self.reason
 
 
+class TooLarge(Exception):
+    """A response has more bytes than it may have."""
+
+
 CONTENT_FILTER = "content filter"
 TOO_LONG = "prompt too long"
 UNREACHABLE = "unreachable"
