@@ -85,14 +85,17 @@ class Bars:
     def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
+        # On a narrow terminal bar and note give way; a count that is cut says something else.
         columns = (
-            TextColumn("{task.description:<24}", markup=False),
-            BarColumn(bar_width=None),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
+            TextColumn("left"),
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=2, no_wrap=True)),
         )
         with RichProgress(*columns, console=self._console, expand=True) as bars:
             identity = bars.add_task(title, total=total, completed=done, note="")
