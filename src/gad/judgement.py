@@ -53,6 +53,8 @@ def judge(
     if settings is None:
         raise ConfigError("the run file has no judging: add the section `judging:`, or leave this stage out")
     sets = list(_sets(config, folder))
+    if not sets:
+        raise RunFolderError(f"{folder} holds no sets and no replies yet: run `gad generate` first, or `gad run`")
     comparisons = [each for judged in sets for each in _comparisons(config, folder, judged, progress)]
     result = judge_all(
         settings,

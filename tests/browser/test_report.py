@@ -9,7 +9,7 @@ import pytest
 from gad.report import write_report
 from gad.report.text import visible
 from support.hostile import MEGABYTE, PAYLOADS
-from support.judged_runs import REASON, write_judged_run
+from support.judged_runs import REASON, STUDENTS, write_judged_run
 from support.report_runs import write_json, write_jsonl, write_run
 
 SIZES = [(width, scheme) for width in (360, 768, 1600) for scheme in ("light", "dark")]
@@ -195,7 +195,7 @@ def test_hostile_texts_run_nothing_and_are_all_to_be_seen(tmp_path: Path, open_p
 
 def test_eight_thousand_replies_open_without_flooding_the_page(tmp_path: Path, open_page: Callable[..., Any]) -> None:
     decodings = ({"name": "t1", "temperature": 1.0},)
-    path = write_report(write_run(tmp_path / "large", prompts=1000, words=180, decodings=decodings))
+    path = write_report(write_run(tmp_path / "large", prompts=1000, words=180, students=STUDENTS, decodings=decodings))
     assert path.stat().st_size < 25_000_000
     watched = open_page(path.as_uri())
     ready(watched)

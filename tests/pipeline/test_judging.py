@@ -417,6 +417,41 @@ def test_an_endpoint_that_will_not_reply(again: tuple[Path, dict[str, Any], Path
     assert not list(read_jsonl(run / "replies/prim/held_out.jsonl"))
 
 
+def test_money_and_keys(
+    again: tuple[Path, dict[str, Any], Path], voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, config, run = again
+    shutil.rmtree(run / "verdicts")
+    shutil.rmtree(run / "judges")
+    judge = {"kind": "pairwise", "api": api(voice.url, max_cost_usd=0.005)}
+    config["judging"] |= {"judges": [judge], "pairs": PAIR}
+    code, lines, _ = gad("judge", write(folder / "run.yaml", config))
+    assert code == 1
+    assert "max_cost_usd=0.005" in only_error(lines)
+    paid = sum(row["cost_usd"] for path in (run / "verdicts").rglob("*.jsonl") for row in read_jsonl(path))
+    assert 0 < paid <= 0.005
+    bought = voice.questions
+    judge["api"] = api(voice.url, max_cost_usd=1.0)
+    assert gad("judge", write(folder / "run.yaml", config))[0] == 0
+    assert 0 < bought < voice.questions == 34
+    monkeypatch.delenv("GAD_TEST_JUDGE", raising=False)
+    endpoint = {"base_url": voice.url, "api_key_env": "GAD_TEST_JUDGE"}
+    config["judging"]["judges"] = [
+        {"kind": "pairwise", "name": "keyed", "api": api(voice.url) | {"endpoint": endpoint}}
+    ]
+    code, lines, _ = gad("judge", write(folder / "run.yaml", config))
+    assert code == 2
+    assert "GAD_TEST_JUDGE, which is not set" in only_error(lines)
+
+
+def test_a_run_without_replies(tmp_path: Path, made: tuple[Path, dict[str, Any], list[str]]) -> None:
+    config = made[1] | {"name": "young", "runs_dir": str(tmp_path / "runs")}
+    config["judging"] = config["judging"] | {"sets": []}
+    code, lines, _ = gad("judge", write(tmp_path / "run.yaml", config))
+    assert code == 1
+    assert "holds no sets and no replies yet: run `gad generate` first" in only_error(lines)
+
+
 def test_a_vote_file_of_another_run(again: tuple[Path, dict[str, Any], Path]) -> None:
     folder, config, run = again
     file = write(folder / "run.yaml", config)

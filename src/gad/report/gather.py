@@ -141,6 +141,7 @@ def gather(folder: Path) -> Gathered:
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else None
     summary = read_summary(folder / "summary.json")
     metrics = tuple(read_jsonl(folder / "metrics.jsonl"))
+    judging = _judging(folder / "judging.json")
     duplicates: dict[str, int] = {}
     headline = _headline_decoding(summary, config)
     replies = {key: _replies(path, duplicates) for key, path in _reply_files(folder, headline)}
@@ -155,8 +156,8 @@ def gather(folder: Path) -> Gathered:
         metrics=metrics,
         replies=replies,
         margins={key: _margins(path) for key, path in _files(folder / "scores", headline)},
-        judgements=tuple(_judgements(folder / "verdicts")),
-        judging=_judging(folder / "judging.json"),
+        judgements=tuple(_in_force(_judgements(folder / "verdicts"), judging)),
+        judging=judging,
         left_out=_left_out(folder),
         duplicates=duplicates,
     )
@@ -254,6 +255,14 @@ def _judging(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise RunFolderError(f"{path}: not the figures of judges; delete it and run `gad judge` again")
     return found
+
+
+def _in_force(judgements: Iterable[Judgement], judging: Mapping[str, Any]) -> Iterable[Judgement]:
+    """Without those of judges and pairs that the run file no longer has; all of them where there are no figures yet."""
+    if "figures" not in judging:
+        return judgements
+    known = {(row["judge"], row["first"], row["second"], row["set"]) for row in judging["figures"]}
+    return (j for j in judgements if (j.judge, j.first, j.second, j.set) in known)
 
 
 def _left_out(folder: Path) -> dict[str, dict[str, int]]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from gad.report.figures import headline_pairs
 from gad.report.gather import TEACHER, Gathered
-from gad.report.summary import Paired
-from gad.report.wording import arm, comparison, figure_sentence, set_title
+from gad.report.summary import Figure, Paired
+from gad.report.text import one_line
+from gad.report.wording import arm, comparison, figure_sentence, interval, set_title, written
 
 
 def confidence(run: Gathered) -> float:
@@ -33,6 +34,7 @@ def findings(run: Gathered) -> list[str]:
                 f"{run.title(info.name)}: {arm(run.headline)}’s replies are put above the teacher’s on "
                 f"{figure_sentence(figure, level)}."
             )
+        said += [_by_judge(run, found, level) for found in run.summary.figures if _is_win_rate(run, found, info.name)]
     against: dict[str, list[Paired]] = {}
     for pair in headline_pairs(run):
         if pair.student == run.headline and pair.name == "preference":
@@ -44,6 +46,27 @@ def findings(run: Gathered) -> list[str]:
             + "."
         )
     return said
+
+
+def _is_win_rate(run: Gathered, figure: Figure, set_name: str) -> bool:
+    judged = figure.name.startswith("judge_") and figure.name.endswith("_win_rate")
+    return judged and (figure.student, figure.set) == (run.headline, set_name)
+
+
+def _by_judge(run: Gathered, figure: Figure, level: float) -> str:
+    """What a judge says of the headline arm and the teacher, raw and at equal length."""
+    assert run.summary is not None
+    judge = figure.name.removeprefix("judge_").removesuffix("_win_rate")
+    name = f"judge_{judge}_length_controlled"
+    controlled = run.summary.figure(figure.student, figure.set, figure.decoding, name)
+    equal = ""
+    if controlled is not None and controlled.value is not None and not controlled.few:
+        spread = interval(controlled.low, controlled.high, "share", words=True)
+        equal = f"; at equal length {written(controlled.value, 'share')}" + (f" ({spread})" if spread else "")
+    return (
+        f"{run.title(figure.set)}: {one_line(judge)} prefers {arm(run.headline)}’s replies to the teacher’s on "
+        f"{figure_sentence(figure, level)}{equal}."
+    )
 
 
 def when(created: str) -> str:

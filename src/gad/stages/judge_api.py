@@ -23,6 +23,7 @@ from gad.records import GeneratedReply, Prompt
 from gad.signals import StopRequest
 from gad.storage import JsonlWriter, Row, keep_rows, read_jsonl, write_json
 from gad.teacher.money import usual_tokens
+from gad.teacher.progress import usd
 
 VERDICTS = "verdicts"
 REFERENCES = "references"
@@ -145,6 +146,7 @@ def judge_comparison(
         progress.say(f"{path.name}: {stale} verdicts were out of date or without an answer and are asked for again")
     have = {row["sha256"] for row in read_jsonl(path)}
     missing = [case for case in cases if digests[case.key] not in have]
+    spent = 0.0
     title = f"{judge.name}: {comparison.first} against {comparison.second}, {comparison.set_name}"
     head = {"judge": judge.name, "first": comparison.first, "second": comparison.second, "set": comparison.set_name}
     with JsonlWriter(path, durable=True) as writer, progress.task(title, len(cases), len(cases) - len(missing)) as task:
@@ -152,7 +154,8 @@ def judge_comparison(
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             identity = {"sha256": digests[judgement.case.key], "identity": judge.identity, "created": when}
             writer.append({**head, **judgement.as_dict(), **identity})
-            task.advance()
+            spent += judgement.cost_usd
+            task.advance(note=usd(spent))
             stop.check()
     return [row for row in read_jsonl(path) if row["sha256"] in wanted]
 
