@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gad.layouts import CacheBatch, PaddedBatch, Readout, TokenBatch, TreeBatch
 from gad.models.attention import Causal, Masked, Owners, Plan, Prefix, Prefixed
+from gad.models.linear import product
 
 CHUNK = 256
 """Rows of logits that exist at a time."""
@@ -123,14 +124,14 @@ class _TokenLogps(torch.autograd.Function):
             logits, slope = _logits(rows_NH[part], head_VH, *ctx.settings)
             delta = _delta(logits.softmax(-1), targets_N[part], slope) * gradient_N[part, None]
             delta = delta.to(head_VH.dtype)
-            rows_grad[part] = delta @ head_VH
-            head_grad += delta.T @ rows_NH[part]
+            rows_grad[part] = product(delta, head_VH.T)
+            head_grad += product(delta.T, rows_NH[part].T)
         return rows_grad, head_grad.to(head_VH.dtype), None, None, None
 
 
 def _logits(rows: Tensor, head: Tensor, temperature: float, softcap: float | None) -> tuple[Tensor, Tensor | float]:
     """float32 (or wider) logits over the temperature, and their derivative by the raw product."""
-    raw = rows @ head.T
+    raw = product(rows, head)
     raw = raw if raw.dtype == torch.float64 else raw.float()
     if softcap is None:
         return (raw if temperature == 1.0 else raw / temperature), 1.0 / temperature
@@ -146,4 +147,4 @@ def _delta(probs: Tensor, targets: Tensor, slope: Tensor | float) -> Tensor:
 
 
 def _row_gradient(probs: Tensor, targets: Tensor, slope: Tensor | float, head: Tensor) -> Tensor:
-    return _delta(probs, targets, slope).to(head.dtype) @ head
+    return product(_delta(probs, targets, slope).to(head.dtype), head.T)

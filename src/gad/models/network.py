@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gad.config.models import Full, Lora, Tuning
 from gad.crew import ALONE, Crew, Here, everywhere
 from gad.errors import ModelError
+from gad.models.linear import speed_up
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,6 +46,7 @@ class Network:
             cast(nn.Module, model).to(torch.promote_types(model.dtype, torch.float32))
         else:
             model.requires_grad_(False)
+        speed_up(model)
         if gradient_checkpointing:
             _recompute_activations(model)
             model.train()
@@ -78,6 +80,7 @@ class Network:
                 self._adapt(name, config)
             except ValueError as error:  # peft's: none of the model's layers has such a name
                 raise ModelError(f"student.tuning.targets={self._tuning.targets}: {error}") from error
+        speed_up(self._model)  # the adapter's own layers
         for layer in self._lora_layers():
             layer.cast_input_dtype_enabled = False
         self._active = None

@@ -22,6 +22,7 @@ from gad.errors import RolloutError
 from gad.layouts import pad
 from gad.models.attention import Owners, Prefix, Prefixed, ReplyCache
 from gad.models.forward import prompt_states, run
+from gad.models.linear import product
 from gad.models.network import Member, Network
 from gad.models.tokens import Codec
 from gad.records import Rollout
@@ -161,7 +162,7 @@ class LocalEngine:
         return rows
 
     def _logits(self, states_RH: Tensor, head_VH: Tensor, sampling: Sampling) -> Tensor:
-        logits = (states_RH @ head_VH.T).float()
+        logits = product(states_RH, head_VH).float()
         if self._network.softcap is not None:
             logits = self._network.softcap * torch.tanh(logits / self._network.softcap)
         return logits / (sampling.temperature or 1.0)
