@@ -2,11 +2,13 @@
 
 P prompts, K replies per prompt, B = P*K replies, R rows, T tokens of a row, L reply tokens, M hidden states, H width.
 
-Three layouts of the same groups, same results:
+Four layouts of the same groups, same results:
 
 padded  one row per reply: prompt, reply, right padding. A causal kernel never looks at right padding: no mask.
 tree    one row per prompt: prompt, then its replies as sibling branches; a mask keeps branches apart.
 cache   one row per prompt and one per reply: the prompt is computed once, its keys and values are read by all replies.
+packed  all groups in one row without any padding: each prompt, then its replies. Attention goes group by group, over
+        queries in blocks, so that neither padding nor the future is computed (but within a block).
 
 Whatever the layout, a forward pass yields a matrix of hidden states (M, H), and `Readout` says where in it the states
 are that predict each reply token, and the state of each reply's last token.
@@ -14,14 +16,14 @@ are that predict each reply token, and the state of each reply's last token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, assert_never, get_args
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
 
-LayoutName = Literal["padded", "tree", "cache"]
+LayoutName = Literal["padded", "tree", "cache", "packed"]
 PAD_ID = 0
 """Never looked at, never predicted: any valid id does, also where a tokenizer's pad is its end-of-text."""
 
@@ -99,7 +101,20 @@ class CacheBatch:
     readout: Readout
 
 
-TokenBatch = PaddedBatch | TreeBatch | CacheBatch
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """One row for all groups; R is 1. In the row a group's replies stand longest first; the readout has them in order.
+
+    shapes: of each group the prompt's tokens and its replies', longest first.
+    """
+
+    input_ids_RT: Tensor
+    position_ids_RT: Tensor
+    shapes: tuple[tuple[int, tuple[int, ...]], ...]
+    readout: Readout
+
+
+TokenBatch = PaddedBatch | TreeBatch | CacheBatch | PackedBatch
 
 
 def build(groups: Sequence[TokenGroup], layout: LayoutName) -> TokenBatch:
@@ -111,6 +126,8 @@ def build(groups: Sequence[TokenGroup], layout: LayoutName) -> TokenBatch:
             return _tree(groups)
         case "cache":
             return _cache(groups)
+        case "packed":
+            return _packed(groups)
         case _:
             assert_never(layout)
 
@@ -176,6 +193,39 @@ def _cache(groups: Sequence[TokenGroup]) -> CacheBatch:
     )
 
 
+def _packed(groups: Sequence[TokenGroup]) -> PackedBatch:
+    ids: list[int] = []
+    positions: list[int] = []
+    starts: list[int] = []
+    firsts: list[int] = []
+    shapes = []
+    for group in groups:
+        prompt, first = len(group.prompt), len(ids) + len(group.prompt) - 1
+        ids += group.prompt
+        positions += range(prompt)
+        order = sorted(range(len(group.replies)), key=lambda index: (-len(group.replies[index]), index))
+        found = [0] * len(order)
+        for index in order:
+            found[index] = len(ids)
+            ids += group.replies[index]
+            positions += range(prompt, prompt + len(group.replies[index]))
+        starts += found
+        firsts += [first] * len(order)
+        shapes.append((prompt, tuple(len(group.replies[index]) for index in order)))
+    replies = [reply for group in groups for reply in group.replies]
+    return PackedBatch(torch.tensor([ids]), torch.tensor([positions]), tuple(shapes), _readout(replies, starts, firsts))
+
+
+def query_blocks(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Blocks of query positions for rows of these lengths, longest first: start, end, and how many rows reach there."""
+    longest = lengths[0] if lengths else 0
+    step = max(32, -(-longest // 96) * 16)
+    return [
+        (start, min(start + step, longest), sum(length > start for length in lengths))
+        for start in range(0, longest, step)
+    ]
+
+
 def _readout(replies: Sequence[tuple[int, ...]], starts: Sequence[int], firsts: Sequence[int] | None = None) -> Readout:
     """`starts`: where each reply's first token is; `firsts`: the state that predicts it, by default the one before."""
     lengths_B = torch.tensor([len(reply) for reply in replies])
@@ -194,56 +244,3 @@ def pad(rows: Sequence[Sequence[int]], width: int) -> Tensor:
     for index, row in enumerate(rows):
         padded[index, : len(row)] = torch.tensor(row, dtype=torch.long)
     return padded
-
-
-def choose(groups: Sequence[TokenGroup], *, linear_flops: float, pair_flops: float) -> LayoutName:
-    """The layout that computes least: `linear_flops` a token, `pair_flops` a query-key pair, padding included."""
-    costs: dict[LayoutName, float] = {}
-    for layout in get_args(LayoutName):
-        tokens, pairs = computed(groups, layout)
-        costs[layout] = tokens * linear_flops + pairs * pair_flops
-    return min(costs, key=lambda layout: costs[layout])
-
-
-def computed(groups: Sequence[TokenGroup], layout: LayoutName) -> tuple[int, int]:
-    """Tokens and query-key pairs that dense kernels compute for one batch of these groups, padding included."""
-    count = len(groups)
-    replies = sum(len(group.replies) for group in groups)
-    prompt = max(len(group.prompt) for group in groups)
-    reply = max(len(reply) for group in groups for reply in group.replies)
-    match layout:
-        case "padded":
-            width = max(group.longest_row for group in groups)
-            return replies * width, replies * width**2
-        case "tree":
-            width = max(len(group.prompt) + sum(map(len, group.replies)) for group in groups)
-            return count * width, count * width**2
-        case "cache":
-            return count * prompt + replies * reply, count * prompt**2 + replies * reply * (prompt + reply)
-        case _:
-            assert_never(layout)
-
-
-def micro_batches(
-    groups: Sequence[TokenGroup], budget: int, tokens: Callable[[Sequence[TokenGroup]], int]
-) -> list[list[int]]:
-    """Indices of whole groups, the largest first, in batches of at most `budget` tokens with their padding.
-
-    tokens: how many a batch of such groups computes. Groups of like size are neighbours, so little is padded. A group
-    that is larger than the budget is a batch of its own. Raises ValueError where a row alone is longer than the budget.
-    """
-    longest = max((group.longest_row for group in groups), default=0)
-    if longest > budget:
-        raise ValueError(f"tokens_per_micro_batch={budget} is less than the longest row: use {longest} or more")
-    order = sorted(range(len(groups)), key=lambda index: (-_padded_tokens(groups[index]), index))
-    batches: list[list[int]] = []
-    for index in order:
-        if batches and tokens([groups[i] for i in (*batches[-1], index)]) <= budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
-
-
-def _padded_tokens(group: TokenGroup) -> int:
-    return len(group.prompt) + len(group.replies) * max(map(len, group.replies))

@@ -9,22 +9,28 @@ from hypothesis import strategies as st
 
 from gad.config.run import ComputeConfig
 from gad.errors import ConfigError
+from gad.layout_costs import ALL, choose, computed, micro_batches
 from gad.layouts import (
     CacheBatch,
     LayoutName,
+    PackedBatch,
     PaddedBatch,
     TokenGroup,
     TreeBatch,
     build,
-    choose,
-    computed,
-    micro_batches,
     pad,
+    query_blocks,
     to_device,
 )
 from gad.training.batching import CPU_PAIR_COST, Batcher
 
-LAYOUTS: tuple[LayoutName, ...] = ("padded", "tree", "cache")
+LAYOUTS: tuple[LayoutName, ...] = ("padded", "tree", "cache", "packed")
+KINDS: dict[type, LayoutName] = {
+    PaddedBatch: "padded",
+    TreeBatch: "tree",
+    CacheBatch: "cache",
+    PackedBatch: "packed",
+}
 GROUPS = [TokenGroup((11, 12), ((21, 22, 23), (), (31,))), TokenGroup((13, 14, 15), ((41, 42),))]
 """Prompts of 2 and 3 tokens; replies of 3, 0 and 1, and of 2."""
 
@@ -96,6 +102,27 @@ def test_cache_by_hand() -> None:
     assert readout.last_B.tolist() == [4, 0, 8, 12]
 
 
+def test_packed_by_hand() -> None:
+    """The longest reply first in the row; the readout has the replies as they were given."""
+    groups = [TokenGroup((11, 12), ((31,), (), (21, 22, 23))), GROUPS[1]]
+    batch = build(groups, "packed")
+    assert isinstance(batch, PackedBatch)
+    assert batch.input_ids_RT.tolist() == [[11, 12, 21, 22, 23, 31, 13, 14, 15, 41, 42]]
+    assert batch.position_ids_RT.tolist() == [[0, 1, 2, 3, 4, 2, 0, 1, 2, 3, 4]]
+    assert batch.shapes == ((2, (3, 1, 0)), (3, (2,)))
+    readout = batch.readout
+    assert readout.targets_BL.tolist() == [[31, 0, 0], [0, 0, 0], [21, 22, 23], [41, 42, 0]]
+    assert readout.predictors_BL.tolist() == [[1, 0, 0], [0, 0, 0], [1, 2, 3], [8, 9, 0]]
+    assert readout.last_B.tolist() == [5, 1, 4, 10]
+
+
+def test_query_blocks_by_hand() -> None:
+    """32 positions a block, or about a sixth of the longest row."""
+    assert query_blocks([70, 40, 33, 32, 0]) == [(0, 32, 4), (32, 64, 3), (64, 70, 1)]
+    assert query_blocks([400, 81]) == [(0, 80, 2), (80, 160, 2), (160, 240, 1), (240, 320, 1), (320, 400, 1)]
+    assert query_blocks([0, 0]) == query_blocks([]) == []
+
+
 def test_picking_rows_keeps_each_reply_with_its_own() -> None:
     readout = build(GROUPS, "padded").readout.rows(torch.tensor([True, False, False, True]))
     assert readout.targets_BL.tolist() == [[21, 22, 23], [41, 42, 0]]
@@ -115,12 +142,16 @@ def test_all_tensors_move_to_the_device(layout: LayoutName) -> None:
     moved = to_device(batch, torch.device("meta"))
     tensors = [getattr(part, name) for part in (moved, moved.readout) for name in part.__slots__]
     devices = [value.device.type for value in tensors if isinstance(value, torch.Tensor)]
-    assert devices == ["meta"] * {"padded": 6, "tree": 7, "cache": 8}[layout]
+    assert devices == ["meta"] * {"padded": 6, "tree": 7, "cache": 8, "packed": 6}[layout]
 
 
 def test_computed_by_hand() -> None:
     assert computed(GROUPS, "padded") == (4 * 5, 4 * 25)
     assert computed(GROUPS, "tree") == (2 * 6, 2 * 36)
+    # no padding; one block a prompt and one for the replies: 2 * 2 + 2 * 3 * (2 + 3), 3 * 3 + 2 * (3 + 2)
+    assert computed(GROUPS, "packed") == (2 + 4 + 3 + 2, 4 + 30 + 9 + 10)
+    # 40 replies tokens in two blocks: 32 * (6 + 32) for two rows, 8 * (6 + 40) for one
+    assert computed([group(6, 32, 40)], "packed") == (78, 36 + 2 * 32 * 38 + 8 * 46)
     assert computed(GROUPS, "cache") == (2 * 3 + 4 * 3, 2 * 9 + 4 * 3 * (3 + 3))
 
 
@@ -146,6 +177,15 @@ def test_choose_takes_the_least_work(
     groups: list[TokenGroup], linear: float, pair: float, cheapest: LayoutName
 ) -> None:
     assert choose(groups, linear_flops=linear, pair_flops=pair) == cheapest
+
+
+def test_packed_is_chosen_where_it_is_among_the_choices() -> None:
+    """It computes no padding: 81 tokens as the tree, and far fewer pairs."""
+    groups = [group(2, 20, 20, 20, 19)]
+    assert choose(groups, linear_flops=1.0, pair_flops=1.0, among=ALL) == "packed"
+    for device, expected in (("cpu", PackedBatch), ("meta", CacheBatch)):
+        made = Batcher(ComputeConfig(), torch.device(device), linear_flops=1.0, pair_flops=1.0)
+        assert [type(micro.batch) for micro in made.micro_batches(groups)] == [expected]
 
 
 def padded_tokens(groups: list[TokenGroup]) -> int:
@@ -192,7 +232,7 @@ def test_a_user_reads_the_name_of_the_setting() -> None:
         st.tuples(st.integers(1, 9), st.lists(st.integers(0, 9), min_size=1, max_size=4)), min_size=1, max_size=12
     ),
     st.integers(18, 200),
-    st.sampled_from(["padded", "tree", "cache", "auto"]),
+    st.sampled_from(["padded", "tree", "cache", "packed", "auto"]),
 )
 def test_every_group_exactly_once_and_no_more_than_the_budget(
     sizes: list[tuple[int, list[int]]], budget: int, layout: str
@@ -203,7 +243,9 @@ def test_every_group_exactly_once_and_no_more_than_the_budget(
     ]
     seen: list[int] = []
     sizes_in_order: list[int] = []
-    for part, name, batch in batcher(budget, layout).micro_batches(groups):
+    for micro in batcher(budget, layout).micro_batches(groups):
+        part, batch = micro.picked, micro.batch
+        name = KINDS[type(batch)]
         seen += part
         sizes_in_order += [
             len(groups[i].prompt) + len(groups[i].replies) * max(map(len, groups[i].replies)) for i in part
@@ -216,7 +258,7 @@ def test_every_group_exactly_once_and_no_more_than_the_budget(
         match batch:
             case CacheBatch():
                 tokens = batch.prompt_ids_PT.numel() + batch.reply_ids_BL.numel() * bool(readout.mask_BL.any())
-            case PaddedBatch() | TreeBatch():
+            case PaddedBatch() | TreeBatch() | PackedBatch():
                 tokens = batch.input_ids_RT.numel()
         assert tokens == computed([groups[i] for i in part], name)[0]
         assert tokens <= budget or len(part) == 1

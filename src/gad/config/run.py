@@ -27,7 +27,7 @@ class ComputeConfig(Section):
     """`auto` takes CUDA where there is one; or `cpu`, `cuda`, `cuda:1`."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads; empty takes the cores this process may use. Too many on a busy machine is many times slower."""
-    layout: Literal["auto", "padded", "tree", "cache"] = "auto"
+    layout: Literal["auto", "padded", "tree", "cache", "packed"] = "auto"
     """How a group becomes token rows; `auto` picks by a cost model of the lengths at hand."""
     tokens_per_micro_batch: PositiveInt = 4096
     """Token budget of one forward and backward pass. Lower it where memory runs out."""

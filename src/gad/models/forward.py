@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gad.layouts import CacheBatch, PaddedBatch, Readout, TokenBatch, TreeBatch
+from gad.layouts import CacheBatch, PackedBatch, PaddedBatch, Readout, TokenBatch, TreeBatch
 from gad.models.attention import Causal, Masked, Owners, Plan, Prefix, Prefixed
 from gad.models.linear import product
+from gad.models.packed import Packed
 
 CHUNK = 256
 """Rows of logits that exist at a time."""
@@ -33,6 +34,9 @@ def hidden_states(backbone: nn.Module, batch: TokenBatch) -> Tensor:
         case TreeBatch():
             plan = Masked(batch.visible_RTT, batch.position_ids_RT)
             return run(backbone, batch.input_ids_RT, batch.position_ids_RT, plan).flatten(0, 1)
+        case PackedBatch():
+            packed = Packed(batch.shapes)
+            return run(backbone, batch.input_ids_RT, batch.position_ids_RT, packed).flatten(0, 1)
         case CacheBatch():
             prefix, last_PH = prompt_states(backbone, batch.prompt_ids_PT, batch.prompt_lengths_P)
             owners = Owners.of(list(batch.replies_per_prompt), batch.reply_ids_BL.device)

@@ -54,6 +54,7 @@ def _suits(x: Tensor, weight_MK: Tensor) -> bool:
         and weight_MK.dtype is torch.float32
         and x.device.type == "cpu"
         and x.numel() > 0
+        and type(weight_MK) in (Tensor, nn.Parameter)  # a shard of a weight is neither
         and prefers_onednn()
         and not torch.is_autocast_enabled("cpu")
     )

@@ -10,7 +10,8 @@ import torch
 from gad.config.run import ComputeConfig
 from gad.crew import ALONE, Crew, deal
 from gad.errors import ConfigError
-from gad.layouts import LayoutName, TokenBatch, TokenGroup, build, choose, computed, micro_batches, to_device
+from gad.layout_costs import ALL, DENSE, choose, computed, micro_batches
+from gad.layouts import LayoutName, TokenBatch, TokenGroup, build, to_device
 
 CPU_PAIR_COST = 5.5
 """On CPU a query-key pair takes this many times longer than its FLOPs say, because scores and softmax are bound by
@@ -101,7 +102,8 @@ class Batcher:
 
     def _layout(self, groups: Sequence[TokenGroup]) -> LayoutName:
         if self.compute.layout == "auto":
-            return choose(groups, linear_flops=self.linear_flops, pair_flops=self.pair_flops)
+            among = ALL if self.device.type == "cpu" else DENSE
+            return choose(groups, linear_flops=self.linear_flops, pair_flops=self.pair_flops, among=among)
         return self.compute.layout
 
     def _tokens(self, groups: Sequence[TokenGroup]) -> int:

@@ -46,6 +46,7 @@ class Updater:
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
+            fused=(crew.size == 1 and all(p.device.type in ("cpu", "cuda") for p in self._parameters)) or None,
         )
         self.crew.adopt(self)
 
@@ -95,6 +96,11 @@ class Updater:
             moment = torch.zeros(()) if key == "step" else torch.zeros_like(parameter.data)
             self.crew.fill(moment, None if state.value is None else state.value[name])
             self._adamw.state[parameter][key] = moment
+
+
+def _on_cpu_or_cuda(parameters: Sequence[nn.Parameter]) -> bool:
+    """Where AdamW has a kernel that updates all in one go."""
+    return all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
 
 
 def entries(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

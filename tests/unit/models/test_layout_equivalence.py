@@ -15,7 +15,7 @@ from gad.models.network import Member
 from support import tiny
 from unit.models import plain
 
-LAYOUTS: tuple[LayoutName, ...] = ("padded", "tree", "cache")
+LAYOUTS: tuple[LayoutName, ...] = ("padded", "tree", "cache", "packed")
 TEMPERATURE = 0.7
 LORA = Lora(rank=2, alpha=3.0)
 

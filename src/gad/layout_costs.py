@@ -1,0 +1,80 @@
+"""What a layout computes for given lengths, which layout computes least, and how groups become micro-batches.
+
+P prompts, B replies. Counts are those of dense kernels, padding included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import assert_never
+
+from gad.layouts import LayoutName, TokenGroup, query_blocks
+
+DENSE: tuple[LayoutName, ...] = ("padded", "tree", "cache")
+"""Layouts of few large kernels, for any device. `packed` is many small ones, which suits a CPU alone."""
+ALL: tuple[LayoutName, ...] = (*DENSE, "packed")
+
+
+def choose(
+    groups: Sequence[TokenGroup], *, linear_flops: float, pair_flops: float, among: Sequence[LayoutName] = DENSE
+) -> LayoutName:
+    """The layout that computes least: `linear_flops` a token, `pair_flops` a query-key pair, padding included."""
+    costs: dict[LayoutName, float] = {}
+    for layout in among:
+        tokens, pairs = computed(groups, layout)
+        costs[layout] = tokens * linear_flops + pairs * pair_flops
+    return min(costs, key=lambda layout: costs[layout])
+
+
+def computed(groups: Sequence[TokenGroup], layout: LayoutName) -> tuple[int, int]:
+    """Tokens and query-key pairs that are computed for one batch of these groups, padding included."""
+    count = len(groups)
+    replies = sum(len(group.replies) for group in groups)
+    prompt = max(len(group.prompt) for group in groups)
+    reply = max(len(reply) for group in groups for reply in group.replies)
+    match layout:
+        case "padded":
+            width = max(group.longest_row for group in groups)
+            return replies * width, replies * width**2
+        case "tree":
+            width = max(len(group.prompt) + sum(map(len, group.replies)) for group in groups)
+            return count * width, count * width**2
+        case "cache":
+            return count * prompt + replies * reply, count * prompt**2 + replies * reply * (prompt + reply)
+        case "packed":
+            tokens = sum(len(group.prompt) + sum(map(len, group.replies)) for group in groups)
+            return tokens, sum(map(_packed_pairs, groups))
+        case _:
+            assert_never(layout)
+
+
+def _packed_pairs(group: TokenGroup) -> int:
+    prompt = len(group.prompt)
+    lengths = sorted(map(len, group.replies), reverse=True)
+    own = sum((end - start) * end for start, end, _ in query_blocks([prompt]))
+    return own + sum(rows * (end - start) * (prompt + end) for start, end, rows in query_blocks(lengths))
+
+
+def micro_batches(
+    groups: Sequence[TokenGroup], budget: int, tokens: Callable[[Sequence[TokenGroup]], int]
+) -> list[list[int]]:
+    """Indices of whole groups, the largest first, in batches of at most `budget` tokens with their padding.
+
+    tokens: how many a batch of such groups computes. Groups of like size are neighbours, so little is padded. A group
+    that is larger than the budget is a batch of its own. Raises ValueError where a row alone is longer than the budget.
+    """
+    longest = max((group.longest_row for group in groups), default=0)
+    if longest > budget:
+        raise ValueError(f"tokens_per_micro_batch={budget} is less than the longest row: use {longest} or more")
+    order = sorted(range(len(groups)), key=lambda index: (-_padded_tokens(groups[index]), index))
+    batches: list[list[int]] = []
+    for index in order:
+        if batches and tokens([groups[i] for i in (*batches[-1], index)]) <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _padded_tokens(group: TokenGroup) -> int:
+    return len(group.prompt) + len(group.replies) * max(map(len, group.replies))
