@@ -46,7 +46,7 @@ def page(result: dict[str, Any]) -> str:
         "A tiny Qwen2 (hidden 256, 4 layers, vocabulary 320), all weights trained in float32, no KL term, the same "
         "weights, prompts, sampling, optimizer and schedule for everyone; 4 prompts x 8 replies a step. Contestants "
         "are processes that take turns; the first step is not counted. Replies are not forced to equal lengths: "
-        "everyone samples from the same model, whose replies end at the same rate. TRL runs with micro-batches of 8 rows, no "
+        "everyone samples from the same model, whose replies end at the same rate. TRL has micro-batches of 8 rows, no "
         "gradient checkpointing, AdamW's fused kernel, scores without attention masks: `bench/peers.py`.",
         "",
         "| CPU seconds a step, median (lowest-highest) | short | long | peak memory, short / long |",
