@@ -76,8 +76,9 @@ def _known(error: Exception) -> str | None:
         return f"the disk is full{_at(error)}: free some space, or set runs_dir to another disk; {GO_ON}"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"not permitted{_at(error)}: {os.strerror(number)}; mend that, or write elsewhere; {GO_ON}"
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if out_of_memory or "not enough memory" in str(error) or "can't allocate memory" in str(error):
+    from gad.errors import is_out_of_memory
+
+    if is_out_of_memory(error):
         return (
             "out of memory: lower compute.tokens_per_micro_batch where it trains, compute.rows_per_sampling_batch "
             f"where it samples (both may change within a run), or take a smaller model; {GO_ON}"

@@ -141,6 +141,17 @@ def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
     return replace(batch, readout=readout, **moved)
 
 
+def tokens_of(batch: TokenBatch) -> int:
+    """Tokens that a forward pass computes, padding included."""
+    match batch:
+        case CacheBatch():
+            return batch.prompt_ids_PT.numel() + batch.reply_ids_BL.numel()
+        case PaddedBatch() | TreeBatch() | PackedBatch():
+            return batch.input_ids_RT.numel()
+        case _:
+            assert_never(batch)
+
+
 def _padded(groups: Sequence[TokenGroup]) -> PaddedBatch:
     rows = [(group.prompt, reply) for group in groups for reply in group.replies]
     width = max(len(prompt) + len(reply) for prompt, reply in rows)

@@ -8,8 +8,8 @@ P prompts, R rows being sampled, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gad.config.training import Sampling
 from gad.crew import deal, everywhere
-from gad.errors import RolloutError
+from gad.errors import RolloutError, is_out_of_memory
 from gad.layouts import pad
 from gad.models.attention import Owners, Prefix, Prefixed, ReplyCache
 from gad.models.forward import prompt_states, run
@@ -101,7 +101,8 @@ class LocalEngine:
         done: list[list[Rollout]] = [[] for _ in requests]
         with self._weights() as (backbone, head_VH), torch.inference_mode():
             for batch in self._batches(requests):
-                rows = self._sample([requests[index] for index in batch], backbone, head_VH, sampling)
+                with _room(sum(len(requests[index].seeds) for index in batch), self._limit):
+                    rows = self._sample([requests[index] for index in batch], backbone, head_VH, sampling)
                 for row in rows:
                     request = requests[batch[row.request]]
                     done[batch[row.request]].append(self._rollout(request, row))
@@ -177,6 +178,20 @@ class LocalEngine:
             logps=tuple(row.logps),
             policy_version=self._version,
         )
+
+
+@contextmanager
+def _room(rows: int, limit: int) -> Iterator[None]:
+    """Raises RolloutError where memory runs out, with what to lower to what."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RolloutError(
+            f"sampling: out of memory with {rows} replies of at most {limit} tokens side by side; "
+            f"lower compute.rows_per_sampling_batch to {max(1, rows // 2)} (it may change within a run)"
+        ) from error
 
 
 class _Decoder:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from gad.config.run import ComputeConfig
 from gad.crew import ALONE, Crew, deal
-from gad.errors import ConfigError
+from gad.errors import ConfigError, TrainingStopped, is_out_of_memory
 from gad.layout_costs import ALL, DENSE, choose, computed, micro_batches
-from gad.layouts import LayoutName, TokenBatch, TokenGroup, build, to_device
+from gad.layouts import LayoutName, TokenBatch, TokenGroup, build, to_device, tokens_of
 
 CPU_PAIR_COST = 5.5
 """On CPU a query-key pair takes this many times longer than its FLOPs say, because scores and softmax are bound by
@@ -90,6 +91,26 @@ class Batcher:
             [[share[index] for index in part] for part in self._parts([groups[index] for index in share], tokens)]
             for share in shares
         ]
+
+    @contextmanager
+    def room(self, phase: str, micro: MicroBatch) -> Iterator[None]:
+        """The passes of a micro-batch. Raises TrainingStopped where memory runs out, with what to lower to what."""
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            tokens, budget = tokens_of(micro.batch), self.compute.tokens_per_micro_batch
+            raise TrainingStopped(
+                f"{phase}: out of memory at {tokens:,} tokens in one pass; "
+                + (
+                    f"lower compute.tokens_per_micro_batch from {budget} to {min(tokens, budget) // 2} "
+                    "(it may change within a run)"
+                    if len(micro.picked) > 1
+                    else "they are one prompt with its replies, which is never split: lower replies_per_prompt or "
+                    "prompt.max_reply_tokens, or set student.gradient_checkpointing to true"
+                )
+            ) from error
 
     def _parts(self, groups: Sequence[TokenGroup], tokens: Callable[[Sequence[TokenGroup]], int]) -> list[list[int]]:
         try:

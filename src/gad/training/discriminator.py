@@ -73,12 +73,13 @@ class DiscriminatorTrainer:
         total_loss = torch.zeros((), dtype=torch.float64)
         with self.scorer.member.using(), torch.set_grad_enabled(train):
             for part in self._batcher.micro_batches(rows):
-                scores_B = self.scorer.scores(part.batch)
                 picked = part.picked
-                scores_PK = scores_B[_spread([places[i] for i in picked], [len(rows[i].replies) for i in picked])]
-                loss = losses.discriminator(self._loss, scores_PK[:, 0], scores_PK[:, 1:], len(groups))
-                if train:
-                    (loss * 0.0 if part.spare else loss).backward()
+                spread = _spread([places[i] for i in picked], [len(rows[i].replies) for i in picked])
+                with self._batcher.room("the discriminator's pass", part):
+                    scores_PK = self.scorer.scores(part.batch)[spread]
+                    loss = losses.discriminator(self._loss, scores_PK[:, 0], scores_PK[:, 1:], len(groups))
+                    if train:
+                        (loss * 0.0 if part.spare else loss).backward()
                 if not part.spare:
                     total_loss += loss.item()
                     teacher_P[picked] = scores_PK[:, 0].detach().cpu()

@@ -68,9 +68,10 @@ class StudentTrainer:
         total = torch.zeros((), dtype=torch.float64)
         with self.member.using():
             for part in self._batcher.micro_batches(groups):
-                logps_BT, _ = self._logps(self.member, part.batch)
-                loss = objectives.token_cross_entropy(logps_BT, part.batch.readout.mask_BL, total_tokens)
-                (loss * 0.0 if part.spare else loss).backward()
+                with self._batcher.room("imitating the teacher", part):
+                    logps_BT, _ = self._logps(self.member, part.batch)
+                    loss = objectives.token_cross_entropy(logps_BT, part.batch.readout.mask_BL, total_tokens)
+                    (loss * 0.0 if part.spare else loss).backward()
                 if not part.spare:
                     total += loss.item()
         return {
@@ -96,7 +97,8 @@ class StudentTrainer:
         for micro in self._batcher.micro_batches(rows):
             picked_groups = [groups[index] for index in micro.picked]
             part = _Part.of(micro, picked_groups, advantages_PG[micro.picked], with_teacher=mixed)
-            sums.add(self._accumulate(part, objective, totals))
+            with self._batcher.room("the student's update", micro):
+                sums.add(self._accumulate(part, objective, totals))
         sums = sums.over(self.crew)
         metrics = {
             "student/loss": sums.loss,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -138,6 +139,9 @@ class SpyBatcher:
         for item in self._inner.micro_batches(groups):
             self.batches += 1
             yield item
+
+    def room(self, phase: str, micro: MicroBatch) -> AbstractContextManager[None]:
+        return self._inner.room(phase, micro)
 
 
 class Keeper:
