@@ -59,10 +59,13 @@ class Packed:
 
     def attend(self, heads: Heads) -> Tensor:
         """Attention output (1, H, N, D)."""
+        q, k, v = (x[0].transpose(0, 1) for x in (heads.q, heads.k, heads.v))
+        if torch.is_autocast_enabled(q.device.type):
+            dtype = torch.get_autocast_dtype(q.device.type)
+            q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         parts = self._parts.get(heads.window)
         if parts is None:
-            parts = self._parts[heads.window] = _parts(self.shapes, heads.window, heads.q)
-        q, k, v = (x[0].transpose(0, 1) for x in (heads.q, heads.k, heads.v))
+            parts = self._parts[heads.window] = _parts(self.shapes, heads.window, q)
         out: Tensor = _Attention.apply(q, k, v, parts, heads.scaling, heads.softcap)  # type: ignore[no-untyped-call]
         return out.transpose(0, 1)[None]
 
