@@ -14,6 +14,7 @@ from torch import Tensor
 from gad import objectives
 from gad.config.training import DiscriminatorLoss
 from gad.crew import everywhere
+from gad.layouts import tokens_of
 from gad.models.scorer import Scorer
 from gad.records import RolloutGroup
 from gad.training import losses
@@ -43,13 +44,14 @@ class DiscriminatorTrainer:
         The teacher's reply is computed once per prompt. All groups must have the same number of replies.
         """
         started = time.perf_counter()
-        teacher_P, student_PG, loss = self._pass(groups, train=self._updater is not None)
+        teacher_P, student_PG, loss, tokens = self._pass(groups, train=self._updater is not None)
         margins_PG = objectives.margins(teacher_P, student_PG)
         metrics: Metrics = {
             "discriminator/loss": loss,
             "discriminator/accuracy_fresh": objectives.accuracy(margins_PG).item(),
             "discriminator/margin": margins_PG.mean().item(),
             "discriminator/teacher_score": teacher_P.mean().item(),
+            "tokens/discriminator": tokens,
         }
         if self._updater is not None:
             norm = self._updater.step(self.updates + 1)
@@ -62,15 +64,15 @@ class DiscriminatorTrainer:
     @everywhere("scoring")
     def score(self, groups: Sequence[RolloutGroup]) -> tuple[Tensor, Tensor]:
         """Scores of the teacher's replies (P,) and the student's (P, G); nothing is trained."""
-        teacher_P, student_PG, _ = self._pass(groups, train=False)
+        teacher_P, student_PG, *_ = self._pass(groups, train=False)
         return teacher_P, student_PG
 
-    def _pass(self, groups: Sequence[RolloutGroup], *, train: bool) -> tuple[Tensor, Tensor, float]:
+    def _pass(self, groups: Sequence[RolloutGroup], *, train: bool) -> tuple[Tensor, Tensor, float, float]:
         rows, places = zip(*map(self.scorer.row, groups), strict=True)
         count = len(groups[0].rollouts)
         dtype = self.scorer.head_H.dtype
         teacher_P, student_PG = torch.zeros(len(groups), dtype=dtype), torch.zeros(len(groups), count, dtype=dtype)
-        total_loss = torch.zeros((), dtype=torch.float64)
+        total_loss, tokens = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         with self.scorer.member.using(), torch.set_grad_enabled(train):
             for part in self._batcher.micro_batches(rows):
                 picked = part.picked
@@ -82,9 +84,11 @@ class DiscriminatorTrainer:
                         (loss * 0.0 if part.spare else loss).backward()
                 if not part.spare:
                     total_loss += loss.item()
+                    tokens += tokens_of(part.batch)
                     teacher_P[picked] = scores_PK[:, 0].detach().cpu()
                     student_PG[picked] = scores_PK[:, 1:].detach().cpu()
-        return self.crew.sum(teacher_P), self.crew.sum(student_PG), self.crew.sum(total_loss).item()
+        sums = self.crew.sum(teacher_P), self.crew.sum(student_PG)
+        return *sums, self.crew.sum(total_loss).item(), self.crew.sum(tokens).item()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next update depends on."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from gad import objectives
 from gad.config.training import Kl, PolicyLoss
 from gad.crew import Crew, everywhere
-from gad.layouts import Readout, TokenBatch, TokenGroup
+from gad.layouts import Readout, TokenBatch, TokenGroup, tokens_of
 from gad.models.forward import hidden_states, reply_logps
 from gad.models.network import Member
 from gad.models.tokens import Codec
@@ -106,6 +106,7 @@ class StudentTrainer:
             "student/grad_norm": self._step(),
             "rollout/logp_gap": sums.logp_gap / sampled,
             "tokens/trained": float(sampled + imitated),
+            "tokens/student": sums.tokens,
         }
         if self._reference is not None:
             metrics["student/kl_to_reference"] = sums.kl / sampled
@@ -160,7 +161,9 @@ class StudentTrainer:
             logps_BT, entropies_BT = self._read(self.member, states_MH, sampled, objective.temperature)
             loss = losses.policy(objective.policy_loss, logps_BT, part.advantages_B, mask_BT, totals)
             sums = _Sums(
-                entropy=entropies_BT.sum().item(), logp_gap=_gap(logps_BT.detach(), mask_BT, part.sampler_logps)
+                tokens=float(tokens_of(part.batch)),
+                entropy=entropies_BT.sum().item(),
+                logp_gap=_gap(logps_BT.detach(), mask_BT, part.sampler_logps),
             )
             if reference_BT is not None:
                 kl_BT = losses.kl(objective.kl, logps_BT, reference_BT, mask_BT)
@@ -251,6 +254,7 @@ class _Sums:
     """What a step adds up over its micro-batches."""
 
     loss: float = 0.0
+    tokens: float = 0.0
     kl: float = 0.0
     entropy: float = 0.0
     cross_entropy: float = 0.0

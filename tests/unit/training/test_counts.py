@@ -67,14 +67,13 @@ def test_the_discriminator_computes_prompt_teacher_and_distinct_replies_once() -
     network = players["discriminator"].network
     trainer, _ = game.discriminator(game.scorer(players["discriminator"]), game.batcher(network.config, "tree"))
     with counting(network) as passes:
-        for group in groups:
-            trainer.update([group])
+        metrics = [trainer.update([group])[1] for group in groups]
     expected = [
         prompt + sum(map(len, distinct_rows(group)))
         for prompt, group in zip(prompt_tokens(groups), groups, strict=True)
     ]
     assert [len(distinct_rows(group)) for group in groups] == [3, 4, 3, 3]
-    assert passes.tokens == expected
+    assert passes.tokens == [m["tokens/discriminator"] for m in metrics] == expected
     assert set(passes.members) == {"discriminator"}
 
 
@@ -94,7 +93,7 @@ def test_one_discriminator_pass_a_micro_batch(layout: str, passes_per_batch: int
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
-@pytest.mark.parametrize("layout", ["padded", "tree", "cache"])
+@pytest.mark.parametrize("layout", ["padded", "tree", "cache", "packed"])
 def test_the_student_computes_each_row_once_and_kl_costs_one_pass_of_the_reference(layout: str, weight: float) -> None:
     """The teacher's reply rides along in the same pass where cross-entropy is mixed in."""
     groups = game.groups()
@@ -129,7 +128,7 @@ def test_the_students_tokens_by_hand() -> None:
         sampled = [sum(len(rollout.token_ids) for rollout in group.rollouts) for group in groups]
         taught = [len(game.canonical(g.teacher.text, finished=g.teacher.finished)) * (weight > 0) for g in groups]
         rows = [sum(parts) for parts in zip(prompt_tokens(groups), sampled, taught, strict=True)]
-        assert passes.tokens == rows
+        assert passes.tokens == [m["tokens/student"] for m in metrics] == rows
         assert [m["tokens/trained"] for m in metrics] == [a + b for a, b in zip(sampled, taught, strict=True)]
 
 
@@ -154,7 +153,7 @@ def test_a_discriminator_that_reads_an_earlier_layer_computes_no_later_one() -> 
     assert touched == {0, 1}
 
 
-@pytest.mark.parametrize("layout", ["padded", "tree", "cache"])
+@pytest.mark.parametrize("layout", ["padded", "tree", "cache", "packed"])
 def test_activation_checkpointing_computes_every_layer_twice(layout: str) -> None:
     """And by that saves the memory of all that is between layers."""
     counts = {}
