@@ -14,6 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from faults.teacher.batch_provider import BatchProvider
 from faults.teacher.collecting import KEY_VARIABLE, check_no_key, rows
 from faults.teacher.provider import KEY, PRICE_IN, PRICE_OUT, Provider
 from gad.cli import app
@@ -335,6 +336,18 @@ def test_leaks_that_stop_a_run_stop_it_before_anything_is_bought(tmp_path: Path,
     message = failed(2, "collect", file, "data.leak_check={action: stop, threshold: 0.99}")
     assert "prompts are in two sets, or nearly" in message
     assert not provider.books.asked
+
+
+def test_batches_are_fetched_by_the_same_command(tmp_path: Path) -> None:
+    with BatchProvider(("in_progress", "expired")) as provider:
+        provider.fates = {"Question number 3": "bad request", "Question number 4": "expired"}
+        file = run_file(tmp_path, provider.url, batch={"poll_seconds": 0.02, "requests_per_batch": 9})
+        code, lines, _ = gad("collect", file, "--batch")
+        assert code == 0, lines
+        assert "teacher: 1 given up (1 bad request)" in lines
+        assert "q4" in ids(tmp_path / "runs/bought/teacher.jsonl")
+        assert len(provider.batches) == 4
+        assert not provider.books.asked
 
 
 @pytest.mark.parametrize("option", ["--retry-failed", "--batch"])
