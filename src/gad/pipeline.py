@@ -30,13 +30,15 @@ from gad.training.run import Place, StageRun, done_checkpoint
 class Pipeline:
     """A run: its config, its folder, and the models it has in memory."""
 
-    def __init__(self, config: RunConfig, progress: Progress, stop: StopRequest, crew: Crew = ALONE) -> None:
+    def __init__(
+        self, config: RunConfig, progress: Progress, stop: StopRequest, crew: Crew = ALONE, *, profile: bool = False
+    ) -> None:
         self.config = config
         self._crew = crew
         self.folder = config.folder
         self._progress = progress
         self._stop = stop
-        self._place = Place(config.folder, config.seed, config.checkpoints, progress, stop)
+        self._place = Place(config.folder, config.seed, config.checkpoints, progress, stop, profile)
 
     @cached_property
     def _shop(self) -> Workshop:

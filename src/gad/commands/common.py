@@ -35,7 +35,14 @@ def settings(run_file: Path, overrides: list[str] | None) -> Iterator[RunConfig]
         yield config
 
 
-def train(run_file: Path, overrides: list[str] | None, work: Callable[[Pipeline], None], needs: str = "") -> None:
+def train(
+    run_file: Path,
+    overrides: list[str] | None,
+    work: Callable[[Pipeline], None],
+    needs: str = "",
+    *,
+    profile: bool = False,
+) -> None:
     """Open the run and do some of its stages. needs: the section of the run file without which there is no work."""
     with settings(run_file, overrides) as config:
         from gad.errors import ConfigError
@@ -51,7 +58,7 @@ def train(run_file: Path, overrides: list[str] | None, work: Callable[[Pipeline]
         with opened(config), stop.listening():
             from gad.pipeline import Pipeline
 
-            work(Pipeline(config, shown, stop))
+            work(Pipeline(config, shown, stop, profile=profile))
 
 
 def _need_training_packages() -> None:

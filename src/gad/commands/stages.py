@@ -10,7 +10,13 @@ import typer
 from gad.commands.common import Overrides, RunFile, settings, train
 
 
-def run(run_file: RunFile, overrides: Overrides = None) -> None:
+def run(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Record a step of each stage into the run folder, for ui.perfetto.dev.")
+    ] = False,
+) -> None:
     """Every stage in turn. Run it again after any stop and it goes on where it was.
 
     Examples:
@@ -18,7 +24,7 @@ def run(run_file: RunFile, overrides: Overrides = None) -> None:
     - `gad run run.yaml`
     - `gad run recipes/quickstart.yaml name=short adversarial.steps=4`
     """
-    train(run_file, overrides, lambda pipeline: pipeline.run())
+    train(run_file, overrides, lambda pipeline: pipeline.run(), profile=profile)
 
 
 def collect(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from gad.signals import StopRequest
 from gad.storage import JsonlWriter, keep_rows
 from gad.training import checkpoint
 from gad.training.checkpoint import Checkpoint
+from gad.training.trace import traced
 
 
 class Trained(Protocol):
@@ -48,13 +50,14 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a stage keeps its things and whom it listens to."""
+    """Where a stage keeps its things and whom it listens to. profile: record a step of each stage."""
 
     folder: Path
     seed: int
     checkpoints: CheckpointConfig
     progress: Progress
     stop: StopRequest
+    profile: bool = False
 
 
 class StageRun:
@@ -84,7 +87,7 @@ class StageRun:
         self._max_bad_steps = max_bad_steps
         self._metrics_path = place.folder / METRICS
         self._checkpoints = place.folder / CHECKPOINTS
-        self.step = self._resume()
+        self.step = self._first_step = self._resume()
         self._saved_step = self.step
         self._note = ""
         self._epoch, self._order = -1, list[int]()
@@ -105,7 +108,8 @@ class StageRun:
         with self._place.progress.task(title, self.total_steps, self.step) as bar:
             while self.step < self.total_steps:
                 self._last_time = time.perf_counter()
-                yield self.step + 1, self._batch(self.step)
+                with self._recording():
+                    yield self.step + 1, self._batch(self.step)
                 self.step += 1
                 bar.advance(note=self._note)
                 if self._place.stop.signal_number is not None:
@@ -114,6 +118,13 @@ class StageRun:
                 self._check_finite()
         if self._saved_step < self.total_steps:
             self._save()
+
+    def _recording(self) -> AbstractContextManager[None]:
+        """Of the second step that is made, which is warm, or of the last one where there is no second."""
+        wanted = min(self._first_step + 1, self.total_steps - 1)
+        if not self._place.profile or self.step != wanted:
+            return nullcontext()
+        return traced(self._place.folder, self.stage)
 
     def drawn(self) -> list[Example]:
         """The examples that the stage meets from its first step to its last, each once."""

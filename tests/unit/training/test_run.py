@@ -87,6 +87,7 @@ class Setup:
     seed: int = 0
     progress: Heard = field(default_factory=Heard)
     stop: StopRequest = field(default_factory=StopRequest)
+    profile: bool = False
 
     def run(self, part: Part | None = None, **changes: Any) -> StageRun:
         place = Place(
@@ -95,6 +96,7 @@ class Setup:
             CheckpointConfig(every_steps=self.every, keep_last=self.keep),
             self.progress,
             self.stop,
+            self.profile,
         )
         options = {"batch_size": 4, "total_steps": 10, "parts": {"part": part or Part()}, **changes}
         made = options.pop("examples", examples(10))
@@ -430,3 +432,20 @@ def test_a_part_that_the_checkpoint_does_not_hold(tmp_path: Path) -> None:
     train(setup.run(part), part)
     with pytest.raises(CheckpointError, match="warmup-10 holds no discriminator"):
         setup.run(parts={"part": Part(), "discriminator": Part()})
+
+
+@pytest.mark.parametrize(("total", "recorded"), [(3, 2), (1, 1)])
+def test_a_profile_holds_the_second_step_or_the_only_one(tmp_path: Path, total: int, recorded: int) -> None:
+    """Step n multiplies n times, so the trace tells which step it is of."""
+    part, ones = Part(), torch.ones(2, 2)
+    setup = Setup(tmp_path, profile=True)
+    train(setup.run(part, total_steps=total), part, at=lambda step: [ones @ ones for _ in range(step)] and None)
+    trace = json.loads((tmp_path / "profile" / "warmup.json").read_text(encoding="utf-8"))
+    assert sum(event.get("name") == "aten::mm" for event in trace["traceEvents"]) == recorded
+    assert [file.name for file in (tmp_path / "profile").iterdir()] == ["warmup.json"]
+
+
+def test_no_profile_unless_asked_for(tmp_path: Path) -> None:
+    part = Part()
+    train(Setup(tmp_path).run(part, total_steps=3), part)
+    assert not (tmp_path / "profile").exists()
