@@ -49,6 +49,8 @@ class Chooser:
             return "refused"
         if reply.model is not None and reply.model not in self._accepted:
             return f"written by {reply.model}, not by {self._config.model}"
+        if any("\ud800" <= character <= "\udfff" for character in reply.text):
+            return "half a character"
         reason = why_drop_reply(reply.text, reply.finished, filters)
         if reason is None and not reply.text.strip():
             reason = "empty reply"

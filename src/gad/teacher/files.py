@@ -175,7 +175,7 @@ def _listed(wanted: Wanted, reason: str, text: str) -> dict[str, Any]:
         "set": wanted.set,
         "sample": wanted.sample,
         "reason": reason,
-        "text": text,
+        "text": text.encode("utf-8", "replace").decode(),
         "request_hash": wanted.key,
     }
 

@@ -339,6 +339,13 @@ async def _filtered(at: Asked) -> bool:
     return True
 
 
+@fault("half a character")
+async def _half_a_character(at: Asked) -> bool:
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "So \ud83d it goes"}}
+    await at.provider.reply(at.writer, at.text, at.body, choices=[choice])
+    return True
+
+
 @fault("wrong model")
 async def _wrong(at: Asked) -> bool:
     await at.provider.reply(at.writer, at.text, at.body, model="cheap-model")

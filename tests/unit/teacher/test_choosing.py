@@ -49,6 +49,7 @@ def chooser(
         (reply("A cut answ", finish_reason="length"), "truncated reply"),
         (reply("A", finish_reason="content_filter"), "content filter"),
         (reply(" \n"), "empty reply"),
+        (reply("A broken \ud83d emoji."), "half a character"),
         (reply("one two three four"), "reply of more than 3 words"),
         (reply("Fine.", finish_reason=None, model=None), None),
     ],

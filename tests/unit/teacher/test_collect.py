@@ -78,6 +78,16 @@ def test_added_prompts_are_collected_and_removed_ones_are_kept_and_named(tmp_pat
     assert any("4 replies are to prompts no longer asked for" in line for line in progress.lines)
 
 
+def test_a_reply_with_half_a_character_is_kept_in_the_ledger_and_left_out(tmp_path: Path) -> None:
+    with Provider(lambda text, _: "half a character" if text.endswith(" 2") else None) as provider:
+        for _ in range(2):
+            summary, _ = run(config_for(provider.url), prompts(4), tmp_path)
+            assert (summary.kept, summary.left_out) == (3, {"half a character": 1})
+        assert sum(provider.books.asked.values()) == 4
+    (listed,) = rows(tmp_path / "teacher" / "left_out.jsonl")
+    assert listed["text"] == "So ? it goes"
+
+
 def test_the_same_words_are_bought_once(tmp_path: Path) -> None:
     asked = [*prompts(5), *(Prompt.from_text(f"again-{n}", f"Question number {n}") for n in range(5))]
     with Provider(delay=0.01) as provider:
