@@ -96,8 +96,8 @@ def _reasons(result: dict[str, Any]) -> list[str]:
     return [
         "Short: prompts of 24-64 tokens, replies of at most 64. Long: prompts of 16-32, replies of at most 192. A "
         f"reply of ours had {_mean_reply(result['short']):.0f} and {_mean_reply(result['long']):.0f} tokens "
-        "on average: the farther replies stay below the limit, the more padding costs the peers. Peak memory is that of our default "
-        "budget of 4,096 tokens a pass against the peers' 8 rows.",
+        "on average: the farther replies stay below the limit, the more padding costs the peers. Peak memory is "
+        "that of our default budget of 4,096 tokens a pass against the peers' 8 rows.",
         "",
         "## Where the difference comes from",
         "- **No padding.** On CPU `auto` takes the `packed` layout: each prompt once, then its replies, all groups in "
