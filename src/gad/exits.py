@@ -36,7 +36,7 @@ class _Terminated(KeyboardInterrupt):
 @contextmanager
 def errors_as_messages() -> Iterator[Scene]:
     """Turn whatever goes wrong in the block into one message and an exit code; never a traceback on the screen."""
-    from gad.errors import GadError, Interrupted
+    from gad.errors import Followed, GadError, Interrupted
 
     before = signal.signal(signal.SIGTERM, _terminate)
     scene = Scene()
@@ -48,6 +48,8 @@ def errors_as_messages() -> Iterator[Scene]:
         leave(f"stopped; {GO_ON}", 130)
     except Interrupted as stop:
         leave("stopped on request, everything is saved; run the same command again to go on", stop.exit_code)
+    except Followed as end:
+        sys.exit(end.exit_code)
     except GadError as error:
         leave("\n".join(f"error: {line}" for line in str(error).splitlines()), error.exit_code)
     except BrokenPipeError:

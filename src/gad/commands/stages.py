@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gad.commands.common import Overrides, RunFile, settings, train
+from gad.commands.common import Nproc, Overrides, RunFile, settings, train
 
 
 def run(
@@ -16,6 +16,7 @@ def run(
     profile: Annotated[
         bool, typer.Option("--profile", help="Record a step of each stage into the run folder, for ui.perfetto.dev.")
     ] = False,
+    nproc: Nproc = None,
 ) -> None:
     """Every stage in turn. Run it again after any stop and it goes on where it was.
 
@@ -23,8 +24,9 @@ def run(
 
     - `gad run run.yaml`
     - `gad run recipes/quickstart.yaml name=short adversarial.steps=4`
+    - `gad run run.yaml --nproc 2`
     """
-    train(run_file, overrides, lambda pipeline: pipeline.run(), profile=profile)
+    train(run_file, overrides, lambda pipeline: pipeline.run(), nproc=nproc, profile=profile)
 
 
 def collect(
@@ -68,44 +70,44 @@ def collect(
                 record(config, folder, shown)
 
 
-def seqkd(run_file: RunFile, overrides: Overrides = None) -> None:
+def seqkd(run_file: RunFile, overrides: Overrides = None, nproc: Nproc = None) -> None:
     """The control: cross-entropy on the teacher's replies, no rollouts.
 
     Example: `gad seqkd run.yaml`
     """
-    train(run_file, overrides, lambda pipeline: pipeline.seqkd(), needs="seqkd")
+    train(run_file, overrides, lambda pipeline: pipeline.seqkd(), needs="seqkd", nproc=nproc)
 
 
-def warmup(run_file: RunFile, overrides: Overrides = None) -> None:
+def warmup(run_file: RunFile, overrides: Overrides = None, nproc: Nproc = None) -> None:
     """Stage 1: student and discriminator warm up.
 
     Example: `gad warmup run.yaml`
     """
-    train(run_file, overrides, lambda pipeline: pipeline.warmup(), needs="warmup")
+    train(run_file, overrides, lambda pipeline: pipeline.warmup(), needs="warmup", nproc=nproc)
 
 
-def adversarial(run_file: RunFile, overrides: Overrides = None) -> None:
+def adversarial(run_file: RunFile, overrides: Overrides = None, nproc: Nproc = None) -> None:
     """Stage 2: the student against a discriminator that keeps learning.
 
     Example: `gad adversarial run.yaml compute.tokens_per_micro_batch=2048`
     """
-    train(run_file, overrides, lambda pipeline: pipeline.adversarial(), needs="adversarial")
+    train(run_file, overrides, lambda pipeline: pipeline.adversarial(), needs="adversarial", nproc=nproc)
 
 
-def generate(run_file: RunFile, overrides: Overrides = None) -> None:
+def generate(run_file: RunFile, overrides: Overrides = None, nproc: Nproc = None) -> None:
     """Replies of every student to every set.
 
     Example: `gad generate run.yaml`
     """
-    train(run_file, overrides, lambda pipeline: pipeline.generate())
+    train(run_file, overrides, lambda pipeline: pipeline.generate(), nproc=nproc)
 
 
-def evaluate(run_file: RunFile, overrides: Overrides = None) -> None:
+def evaluate(run_file: RunFile, overrides: Overrides = None, nproc: Nproc = None) -> None:
     """Figures of every student: preference, C2ST, style, length and more, into `summary.json`.
 
     Example: `gad evaluate run.yaml`
     """
-    train(run_file, overrides, lambda pipeline: pipeline.evaluate())
+    train(run_file, overrides, lambda pipeline: pipeline.evaluate(), nproc=nproc)
 
 
 def judge(run_file: RunFile, overrides: Overrides = None) -> None:

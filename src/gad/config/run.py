@@ -19,6 +19,8 @@ from gad.config.models import DiscriminatorConfig, Lora, PromptConfig, SharedDis
 from gad.config.teacher import TeacherConfig
 from gad.config.training import AdversarialConfig, Optimizer, Sampling, SeqkdConfig, WarmupConfig
 
+Shard = Literal["all", "machine", "none"]
+
 
 class ComputeConfig(Section):
     """Where and in what pieces the work is done; nothing here changes the result beyond rounding."""
@@ -35,6 +37,11 @@ class ComputeConfig(Section):
     """Replies that are sampled side by side."""
     merge_adapters: bool = True
     """Sample from a copy of the base with the adapter merged in: faster, at the memory of a second base."""
+    shard: Shard = "all"
+    """Of several processes each keeps a share of every matrix: over `all` of them (FSDP), within a `machine` with
+    copies between machines (HSDP), or `none`: each has the whole model, and only gradients travel."""
+    stall_seconds: Annotated[float, Field(ge=5.0)] = 20.0
+    """Several processes end when none of them has moved for so long in work that they do together."""
 
     @field_validator("device")
     @classmethod

@@ -41,11 +41,20 @@ class Plan(Protocol):
         ...
 
 
+class Carried:
+    """A plan on its way through a model. No dataclass: FSDP looks into those, copies them and hooks their tensors."""
+
+    __slots__ = ("plan",)
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in every layer; returns (R, T, H, D)."""
-    plan: Plan = kwargs["plan"]
+    carried: Carried = kwargs["plan"]
     heads = Heads(
         query,
         key,
@@ -55,7 +64,7 @@ def attention(
         kwargs.get("sliding_window"),
         kwargs.get("softcap"),
     )
-    return plan.attend(heads).transpose(1, 2), None
+    return carried.plan.attend(heads).transpose(1, 2), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gad.layouts import CacheBatch, PackedBatch, PaddedBatch, Readout, TokenBatch, TreeBatch
-from gad.models.attention import Causal, Masked, Owners, Plan, Prefix, Prefixed
+from gad.models.attention import Carried, Causal, Masked, Owners, Plan, Prefix, Prefixed
 from gad.models.linear import product
 from gad.models.packed import Packed
 
@@ -21,7 +21,7 @@ CHUNK = 256
 
 def run(backbone: nn.Module, input_ids_RT: Tensor, position_ids_RT: Tensor, plan: Plan) -> Tensor:
     """Hidden states (R, T, H) of a transformers backbone whose attention is `gad.models.attention`."""
-    output = backbone(input_ids=input_ids_RT, position_ids=position_ids_RT, use_cache=False, plan=plan)
+    output = backbone(input_ids=input_ids_RT, position_ids=position_ids_RT, use_cache=False, plan=Carried(plan))
     states: Tensor = output.last_hidden_state
     return states
 

@@ -88,9 +88,10 @@ class Network:
 
     def _adapt(self, name: str, config: LoraConfig) -> None:
         if self._peft is not None:
-            self._peft.add_adapter(name, config)
+            with self.crew.whole(self._model):  # of a sharded layer peft would take the shard's size
+                self._peft.add_adapter(name, config)
             return
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self.crew.whole(self._model):
             # peft 0.21 asks transformers for a name that transformers 5.23 has deprecated
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
             self._peft = get_peft_model(self._model, config, adapter_name=name)

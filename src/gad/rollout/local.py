@@ -92,7 +92,7 @@ class LocalEngine:
         shares = deal(costs, self.crew.size)
         mine = [requests[index] for index in shares[self.crew.rank]]
         done: list[list[Rollout]] = [[] for _ in requests]
-        for share, replies in zip(shares, self.crew.gather(self._replies(mine, sampling)), strict=True):
+        for share, replies in zip(shares, self.crew.gather(self._replies(mine, sampling)), strict=False):
             for index, rollouts in zip(share, replies, strict=True):
                 done[index] = rollouts
         return done

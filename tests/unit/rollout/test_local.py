@@ -13,7 +13,7 @@ from scipy import stats
 from gad.config.models import Full, Lora
 from gad.config.training import Kl, Reinforce, Sampling
 from gad.errors import RolloutError
-from gad.models.attention import IMPLEMENTATION, Causal
+from gad.models.attention import IMPLEMENTATION, Carried, Causal
 from gad.models.network import Member, Network
 from gad.models.tokens import Codec
 from gad.records import Example, Prompt, Rollout, RolloutGroup, TeacherReply
@@ -299,7 +299,7 @@ def test_sampling_keeps_no_graph_and_leaves_training_alone() -> None:
     with member.using():
         ids = torch.tensor([[1, 2, 3]])
         states = member.network.backbone()(
-            input_ids=ids, position_ids=torch.arange(3)[None], use_cache=False, plan=Causal()
+            input_ids=ids, position_ids=torch.arange(3)[None], use_cache=False, plan=Carried(Causal())
         ).last_hidden_state
         states.sum().backward()
     assert sum(float(tensor.grad.norm()) for tensor in member.parameters() if tensor.grad is not None) > 0

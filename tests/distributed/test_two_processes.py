@@ -1,0 +1,296 @@
+"""Several real processes on a tiny model: the result of one, and the end of all when one fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gad.config.run import RunConfig
+from support import runs, tiny
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+FAULTY = Path(__file__).parents[1] / "support" / "faulty.py"
+PATIENCE = 240
+"""Seconds; a loaded machine needs some only to import torch twice."""
+
+
+@dataclass
+class Setting:
+    folder: Path
+    config: RunConfig
+    file: Path
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "gad", arguments[0], str(self.file), *arguments[1:]]
+
+
+def setting(folder: Path, **changes: Any) -> Setting:
+    folder.mkdir(exist_ok=True)
+    model = folder / "model"
+    if not model.exists():
+        tiny.save(model)
+    short = {"seqkd": None, "evaluation": {"max_prompts": 3, "independent": {"epochs": 0.1, "batch_size": 4}}}
+    config = runs.run_config(folder, model, **{**short, **changes})
+    file = folder / f"{config.name}.yaml"
+    file.write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
+    return Setting(folder, config, file)
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return setting(tmp_path_factory.mktemp("lora"))
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_run: Setting) -> Path:
+    """The run of one process that all others are compared with."""
+    return runs.run(tiny_run.config.model_copy(update={"name": "alone"}))
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    return {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def gad(setting: Setting, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        setting.command(*arguments), capture_output=True, text=True, timeout=PATIENCE, env=environment() | extra
+    )
+
+
+def weights_differ(ours: Path, theirs: Path, stage: str = "adversarial") -> float:
+    """Norm of the difference of all trained weights over their norm; the largest over the parts."""
+    name = sorted(path.name for path in (theirs / "checkpoints").glob(f"{stage}-*"))[-1]
+    worst = 0.0
+    for file in (theirs / "checkpoints" / name).glob("*.safetensors"):
+        one, two = load_file(file), load_file(ours / "checkpoints" / name / file.name)
+        assert one.keys() == two.keys()
+        keys = [key for key in one if key.startswith("weights.")]
+        flat = [torch.cat([part[key].flatten().double() for key in keys]) for part in (one, two)]
+        worst = max(worst, float((flat[0] - flat[1]).norm() / flat[0].norm()))
+    return worst
+
+
+def same_numbers(ours: Path, theirs: Path) -> None:
+    """Replies letter by letter, the log and the figures up to rounding."""
+    for file in sorted((theirs / "replies").rglob("*.jsonl")):
+        assert (ours / file.relative_to(theirs)).read_bytes() == file.read_bytes()
+    for one, two in zip(runs.metrics(ours), runs.metrics(theirs), strict=True):
+        assert one.keys() == two.keys()
+        # The gap between two computations of one number is itself rounding.
+        compared = [name for name, value in two.items() if isinstance(value, float) and name != "rollout/logp_gap"]
+        assert {name: one[name] for name in compared} == pytest.approx(
+            {n: two[n] for n in compared}, rel=1e-4, abs=1e-6
+        )
+    figures = [
+        {(r["student"], r["set"], r["decoding"], r["name"]): r["value"] for r in runs.figures(run)}
+        for run in (ours, theirs)
+    ]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-4, abs=1e-6)
+
+
+def test_two_processes_end_as_one(tiny_run: Setting, alone: Path) -> None:
+    done = gad(tiny_run, "run", "name=two", "--nproc", "2")
+    assert done.returncode == 0, done.stderr
+    folder = tiny_run.config.folder.parent / "two"
+    assert weights_differ(folder, alone) < 1e-6
+    same_numbers(folder, alone)
+    # Only the first process speaks.
+    assert done.stderr.count("warmup: 3/3") == 1
+
+
+def test_full_tuning_is_sharded_and_ends_as_in_one(tmp_path: Path) -> None:
+    """Embeddings that are tied to the head, a discriminator that stops half-way, weights sampled from in place."""
+    full: dict[str, Any] = {"kind": "full"}
+    model = tmp_path / "model"
+    tiny.save(model, "smollm")
+    made = setting(
+        tmp_path,
+        student={"model": str(model), "dtype": "float32", "tuning": full, "gradient_checkpointing": True},
+        discriminator={"kind": "own", "model": str(model), "dtype": "float32", "tuning": full, "layer": 2},
+        compute={"device": "cpu", "threads": 1, "layout": "cache", "merge_adapters": False},
+    )
+    one = runs.run(made.config.model_copy(update={"name": "one"}))
+    done = gad(made, "run", "name=two", "--nproc", "2")
+    assert done.returncode == 0, done.stderr
+    two = made.config.folder.parent / "two"
+    assert weights_differ(two, one) < 1e-6
+    same_numbers(two, one)
+
+
+def test_four_processes_as_two_machines(tiny_run: Setting, alone: Path) -> None:
+    """HSDP, as torchrun starts it; more processes than prompts for some of them."""
+    settings = ("warmup", "name=four", "compute.shard=machine")
+    assert gad(tiny_run, "collect", "name=four").returncode == 0
+    with together(tiny_run, 4, *settings, here=2) as started:
+        assert [process.wait(PATIENCE) for process in started] == [0] * 4
+    assert weights_differ(tiny_run.config.folder.parent / "four", alone, "warmup") < 1e-6
+
+
+class together:  # noqa: N801 - used as a context
+    """Processes as torchrun starts them, with a fault in one of them."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        count: int,
+        *arguments: str,
+        here: int | None = None,
+        fault: tuple[int, str, str] = (0, "", "none"),
+    ) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        here = here or count
+        shared = {
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(here),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        verb, *rest = arguments
+        command = [sys.executable, str(FAULTY), *map(str, fault), "--", verb, str(setting.file), *rest]
+        self.started = [
+            subprocess.Popen(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment() | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank % here)},
+            )
+            for rank in range(count)
+        ]
+
+    def __enter__(self) -> list[subprocess.Popen[str]]:
+        return self.started
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            assert process.stderr is not None
+            process.stderr.close()
+
+
+FAULTS = {
+    "killed while it samples": (1, "sampling", "kill"),
+    "killed in the student's update": (1, "updating the student", "kill"),
+    "killed in the discriminator's update": (1, "updating the discriminator", "kill"),
+    "killed while weights are gathered to be saved": (1, "gathering weights", "kill"),
+    "the first one killed": (0, "updating the student", "kill"),
+    "stopped": (1, "sampling", "stop"),
+    "hangs": (1, "updating the student", "hang"),
+    "out of memory": (1, "updating the student", "memory"),
+    "a fault of ours": (1, "sampling", "error"),
+}
+SAYS = {
+    "kill": r"error: rank {rank} .*is lost while ",
+    "stop": r"error: rank {rank} \(pid \d+ on .*\) is lost while .*: not heard of for 1\d s",
+    "hang": r"error: rank {rank} \(pid \d+ on .*\) hung while updating the student: nothing has moved for \d\d s",
+    "memory": r"error: rank {rank} \(pid \d+ on .*\) failed while updating the student: out of memory",
+    "error": r"error: rank {rank} \(pid \d+ on .*\) failed while sampling: RuntimeError: a fault of ours",
+}
+
+
+@pytest.fixture(scope="module")
+def broken(tiny_run: Setting) -> Iterator[dict[str, together]]:
+    """All faults at once: each of them spends most of its time waiting."""
+    for name in FAULTS:
+        runs_name = f"name={name.replace(' ', '-')}"
+        assert gad(tiny_run, "collect", runs_name).returncode == 0
+    started = {}
+    for name, fault in FAULTS.items():
+        arguments = ("run", f"name={name.replace(' ', '-')}")
+        started[name] = together(tiny_run, 2, *arguments, fault=fault)
+    yield started
+    for each in started.values():
+        each.__exit__()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", FAULTS)
+def test_one_fails_and_all_end(name: str, broken: dict[str, together], tiny_run: Setting) -> None:
+    """Within 30 seconds, with one message that names rank, phase and cause; what was saved before goes on alone."""
+    rank, _, fault = FAULTS[name]
+    failing, other = broken[name].started[rank], broken[name].started[1 - rank]
+    if fault == "kill":
+        failing.wait(PATIENCE)
+        began = time.monotonic()
+        assert other.wait(PATIENCE) == 1
+        assert time.monotonic() - began < 30
+    else:
+        assert other.wait(PATIENCE) == 1
+    assert other.stderr is not None
+    said = other.stderr.read()
+    assert re.search(SAYS[fault].format(rank=rank), said), said
+    assert said.count("error:") == 1
+    assert "run the same command again to go on" in said
+
+
+@pytest.mark.faults
+def test_what_a_killed_run_leaves_goes_on_with_another_number(
+    broken: dict[str, together], tiny_run: Setting, alone: Path
+) -> None:
+    name = "killed in the student's update"
+    assert broken[name].started[0].wait(PATIENCE) == 1
+    folder = runs.run(tiny_run.config.model_copy(update={"name": name.replace(" ", "-")}))
+    assert weights_differ(folder, alone) < 1e-6
+    same_numbers(folder, alone)
+
+
+@pytest.mark.faults
+def test_sigterm_to_any_of_them_saves_and_leaves(tiny_run: Setting, alone: Path) -> None:
+    assert gad(tiny_run, "collect", "name=stopped").returncode == 0
+    with together(tiny_run, 2, "run", "name=stopped", fault=(1, "sampling", "term")) as started:
+        assert [process.wait(PATIENCE) for process in started] == [143, 143]
+        assert started[0].stderr is not None
+        assert "everything is saved" in started[0].stderr.read()
+    done = gad(tiny_run, "run", "name=stopped", "--nproc", "2")
+    assert done.returncode == 0, done.stderr
+    same_numbers(tiny_run.config.folder.parent / "stopped", alone)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra", "message"),
+    [
+        (("--nproc", "4096"), {}, "--nproc 4096: this machine lets us use"),
+        (("--nproc", "2", "compute.device=cuda:7"), {}, "compute.device=cuda:7: no such device here"),
+        (("--nproc", "2"), {"MASTER_PORT": "taken"}, r"MASTER_PORT=\d+ on 127.0.0.1 is in use"),
+        (("--nproc", "2"), {"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR.* is not set"),
+    ],
+)
+def test_bad_input_is_one_message(
+    arguments: tuple[str, ...], extra: dict[str, str], message: str, tiny_run: Setting
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        extra = {name: value.replace("taken", str(taken.getsockname()[1])) for name, value in extra.items()}
+        done = gad(tiny_run, "warmup", "name=bad", *arguments, **extra)
+    assert done.returncode == 2, done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_uneven_machines() -> None:
+    from gad.errors import ConfigError
+    from gad.processes import Seat
+    from gad.training.parallel import mesh_of
+
+    with pytest.raises(ConfigError, match="compute.shard=machine: 3 processes are not 2 on every machine"):
+        mesh_of("machine", Seat(0, 3, 0, 2, "127.0.0.1", 1), "cpu")
