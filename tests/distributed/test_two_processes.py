@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,7 +189,7 @@ FAULTS = {
     "killed while it samples": (1, "sampling", "kill"),
     "killed in the student's update": (1, "updating the student", "kill"),
     "killed in the discriminator's update": (1, "updating the discriminator", "kill"),
-    "killed while weights are gathered to be saved": (1, "gathering weights", "kill"),
+    "killed while a checkpoint is gathered": (1, "gathering weights", "kill"),
     "the first one killed": (0, "updating the student", "kill"),
     "stopped": (1, "sampling", "stop"),
     "hangs": (1, "updating the student", "hang"),
@@ -206,48 +205,37 @@ SAYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def broken(tiny_run: Setting) -> Iterator[dict[str, together]]:
-    """All faults at once: each of them spends most of its time waiting."""
-    for name in FAULTS:
-        runs_name = f"name={name.replace(' ', '-')}"
-        assert gad(tiny_run, "collect", runs_name).returncode == 0
-    started = {}
-    for name, fault in FAULTS.items():
-        arguments = ("run", f"name={name.replace(' ', '-')}")
-        started[name] = together(tiny_run, 2, *arguments, fault=fault)
-    yield started
-    for each in started.values():
-        each.__exit__()
+def run_name(fault: str) -> str:
+    return fault.replace(" ", "-").replace("'", "")
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", FAULTS)
-def test_one_fails_and_all_end(name: str, broken: dict[str, together], tiny_run: Setting) -> None:
-    """Within 30 seconds, with one message that names rank, phase and cause; what was saved before goes on alone."""
+def test_one_fails_and_all_end(name: str, tiny_run: Setting) -> None:
+    """Within 30 seconds, with one message that names rank, phase and cause."""
     rank, _, fault = FAULTS[name]
-    failing, other = broken[name].started[rank], broken[name].started[1 - rank]
-    if fault == "kill":
-        failing.wait(PATIENCE)
-        began = time.monotonic()
-        assert other.wait(PATIENCE) == 1
-        assert time.monotonic() - began < 30
-    else:
-        assert other.wait(PATIENCE) == 1
-    assert other.stderr is not None
-    said = other.stderr.read()
+    with together(tiny_run, 2, "run", f"name={run_name(name)}", fault=FAULTS[name]) as started:
+        failing, other = started[rank], started[1 - rank]
+        if fault == "kill":
+            failing.wait(PATIENCE)
+            began = time.monotonic()
+            assert other.wait(PATIENCE) == 1
+            assert time.monotonic() - began < 30
+        else:
+            assert other.wait(PATIENCE) == 1
+        assert other.stderr is not None
+        said = other.stderr.read()
     assert re.search(SAYS[fault].format(rank=rank), said), said
     assert said.count("error:") == 1
     assert "run the same command again to go on" in said
 
 
 @pytest.mark.faults
-def test_what_a_killed_run_leaves_goes_on_with_another_number(
-    broken: dict[str, together], tiny_run: Setting, alone: Path
-) -> None:
-    name = "killed in the student's update"
-    assert broken[name].started[0].wait(PATIENCE) == 1
-    folder = runs.run(tiny_run.config.model_copy(update={"name": name.replace(" ", "-")}))
+def test_what_a_killed_run_leaves_goes_on_with_another_number(tiny_run: Setting, alone: Path) -> None:
+    fault = (1, "updating the student", "kill")
+    with together(tiny_run, 2, "run", "name=left", fault=fault) as started:
+        assert started[0].wait(PATIENCE) == 1
+    folder = runs.run(tiny_run.config.model_copy(update={"name": "left"}))
     assert weights_differ(folder, alone) < 1e-6
     same_numbers(folder, alone)
 

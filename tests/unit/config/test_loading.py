@@ -103,7 +103,7 @@ MISTAKES = {
     "value for a section": (
         "compute: fast",
         "run.yaml:6: compute should be a section with keys (device, layout, merge_adapters, rows_per_sampling_batch, "
-        "threads, tokens_per_micro_batch), not a single value (got 'fast')",
+        "shard, stall_seconds, ...), not a single value (got 'fast')",
     ),
     "empty section": ("compute:", "run.yaml:6: compute is empty; it takes the keys device, layout, "),
     "value for a list": (
