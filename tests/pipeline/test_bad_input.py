@@ -244,7 +244,7 @@ def test_stages_in_the_wrong_order_name_the_one_before(tmp_path: Path, model: Pa
         return only_error(lines)
 
     for stage in ("seqkd", "warmup", "adversarial"):
-        assert "holds no replies: run `gad collect` first" in refused(stage, file)
+        assert "the teacher's texts are not all here: run `gad collect` first" in refused(stage, file)
     gad("collect", file)
     assert "holds no finished warmup: run `gad warmup` first" in refused("adversarial", file)
     for stage in ("generate", "evaluate"):

@@ -124,13 +124,15 @@ class Watch:
         patience = (0.0 if first else 1.0) if own else SILENT_SECONDS + 4.0
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
-            if not first and self._store.check([END]):
-                raise Followed(int(self._store.get(END))) from error
+            with suppress(RuntimeError):  # the store went with the first process: the thread says so, and ends this one
+                if not first and self._store.check([END]):
+                    raise Followed(int(self._store.get(END))) from error
             time.sleep(0.1)
         if first:
             return
         what = "out of memory" if out_of_memory else str(error) if own else _fault(error)
-        self._store.set(ABORT, f"{_name(self._beat())} failed while {self._doing[-1]}: {what}")
+        with suppress(RuntimeError):
+            self._store.set(ABORT, f"{_name(self._beat())} failed while {self._doing[-1]}: {what}")
         time.sleep(3 * BEAT_SECONDS)
         raise Followed(1) from error
 

@@ -88,7 +88,7 @@ MISTAKES = {
     ),
     "none of the choices": (
         "compute: {layout: tre}",
-        "run.yaml:6: compute.layout should be one of auto, padded, tree, cache; did you mean tree? (got 'tre')",
+        "run.yaml:6: compute.layout should be one of auto, padded, tree, cache, packed; did you mean tree? (got 'tre')",
     ),
     "no kind": ("discriminator: {layer: 3}", "run.yaml:6: discriminator needs a kind, one of shared, own"),
     "wrong kind": (
