@@ -19,6 +19,8 @@ from claims.quickstart_picture import draw  # noqa: E402
 
 from support import runs, tiny  # noqa: E402
 
+COMMITTED = ROOT / quickstart.WRITTEN
+
 
 def rows(seed: int, decoding: str = "t1") -> list[dict[str, Any]]:
     """Made-up figures: arm number + set number / 10 + seed / 100."""
@@ -72,3 +74,12 @@ def test_a_seed_of_a_tiny_model_gives_every_arm(tmp_path: Path, monkeypatch: pyt
             assert {"preference", "c2st_auc", "style", "length_ratio"} <= figures[arm][name].keys()
     assert figures["gad"]["held_out"] != figures["gad_cross_entropy"]["held_out"]
     assert figures["seqkd"]["held_out"] != figures["seqkd_equal_time"]["held_out"]
+
+
+def test_the_page_shows_what_is_committed() -> None:
+    results = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    assert quickstart.table(results) in (ROOT / quickstart.PAGE).read_text(encoding="utf-8")
+    again = quickstart.summarized(results["rows"], "t1")
+    assert all(results[arm] == again[arm] for arm in (*quickstart.ARMS, "paired"))
+    assert draw(results["rows"], quickstart.ARMS, quickstart.SETS) == (ROOT / quickstart.PICTURE).read_text("utf-8")
+    assert all(results[arm][name]["preference"]["seeds"] >= 3 for arm in quickstart.ARMS for name in quickstart.SETS)
