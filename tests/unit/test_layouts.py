@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from gad.config.run import ComputeConfig
 from gad.errors import ConfigError
-from gad.layout_costs import ALL, choose, computed, micro_batches
+from gad.layout_costs import ALL, DENSE, choose, computed, micro_batches
 from gad.layouts import (
     CacheBatch,
     LayoutName,
@@ -183,8 +185,8 @@ def test_packed_is_chosen_where_it_is_among_the_choices() -> None:
     """It computes no padding: 81 tokens as the tree, and far fewer pairs."""
     groups = [group(2, 20, 20, 20, 19)]
     assert choose(groups, linear_flops=1.0, pair_flops=1.0, among=ALL) == "packed"
-    for device, expected in (("cpu", PackedBatch), ("meta", CacheBatch)):
-        made = Batcher(ComputeConfig(), torch.device(device), linear_flops=1.0, pair_flops=1.0)
+    for among, expected in ((ALL, PackedBatch), (DENSE, CacheBatch)):
+        made = Batcher(ComputeConfig(), torch.device("cpu"), linear_flops=1.0, pair_flops=1.0, among=among)
         assert [type(micro.batch) for micro in made.micro_batches(groups)] == [expected]
 
 
@@ -276,3 +278,12 @@ def test_flops_by_hand() -> None:
         made = Batcher.of(ComputeConfig(), torch.device(device), Config())
         assert (made.linear_flops, made.pair_flops) == (2.0 * 576, 4.0 * 4 * 2 * pair_cost)
     assert CPU_PAIR_COST == 5.5
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "packed"),
+    [("cpu", torch.float32, True), ("cpu", torch.bfloat16, False), ("meta", torch.float32, False)],
+)
+def test_packed_is_for_float32_on_cpu(device: str, dtype: torch.dtype, packed: bool) -> None:
+    config = SimpleNamespace(hidden_size=8, intermediate_size=16, num_attention_heads=4, dtype=dtype)
+    assert ("packed" in Batcher.of(ComputeConfig(), torch.device(device), config).among) == packed
