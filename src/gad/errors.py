@@ -17,6 +17,9 @@ Followed                      one of several processes: the first one has said w
 
 from __future__ import annotations
 
+GO_ON = "what was saved before is safe; run the same command again to go on"
+"""The end of a message about a run that stopped at a fault."""
+
 
 class GadError(Exception):
     """A failure at run time. Exit code 1."""

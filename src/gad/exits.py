@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-GO_ON = "what was saved before is safe; run the same command again to go on"
+from gad.errors import GO_ON, Followed, GadError, Interrupted, is_out_of_memory
+
 TRACEBACK = "error.txt"
 
 
@@ -36,8 +37,6 @@ class _Terminated(KeyboardInterrupt):
 @contextmanager
 def errors_as_messages() -> Iterator[Scene]:
     """Turn whatever goes wrong in the block into one message and an exit code; never a traceback on the screen."""
-    from gad.errors import Followed, GadError, Interrupted
-
     before = signal.signal(signal.SIGTERM, _terminate)
     scene = Scene()
     try:
@@ -78,8 +77,6 @@ def _known(error: Exception) -> str | None:
         return f"the disk is full{_at(error)}: free some space, or set runs_dir to another disk; {GO_ON}"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"not permitted{_at(error)}: {os.strerror(number)}; mend that, or write elsewhere; {GO_ON}"
-    from gad.errors import is_out_of_memory
-
     if is_out_of_memory(error):
         return (
             "out of memory: lower compute.tokens_per_micro_batch where it trains, compute.rows_per_sampling_batch "

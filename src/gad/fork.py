@@ -29,7 +29,7 @@ REPLIES = {
     "teacher": TEXT,
     "seqkd": STAGES["seqkd"],
     "warmup": WARMUP,
-    "gad": (*STAGES["adversarial"], "evaluation"),
+    "gad": (*STAGES["independent"], *STAGES["adversarial"], "evaluation.checkpoint"),
 }
 """What replies of each arm follow from, beside how they are drawn."""
 DRAWN = ("evaluation.decodings", "evaluation.max_prompts")

@@ -71,6 +71,20 @@ def test_a_stage_is_taken_over_only_where_its_settings_are_the_same(
     assert fork(config.folder, changed(config, "other", runs_dir=tmp_path, **section)).stages == stages
 
 
+def test_replies_of_the_student_are_kept_where_only_the_figures_change(config: RunConfig, tmp_path: Path) -> None:
+    evaluation = {**config.evaluation.model_dump(), "style": "!"}
+    other = changed(config, "other", runs_dir=tmp_path, evaluation=evaluation)
+    fork(config.folder, other)
+    for kept in ("choice.json", "replies/gad/held_out.jsonl", "scores/gad/held_out@t1.jsonl"):
+        assert (other.folder / kept).read_bytes() == (config.folder / kept).read_bytes()
+    by_metric = {**evaluation, "checkpoint": {"metric": "preference"}}
+    another = changed(config, "another", runs_dir=tmp_path, evaluation=by_metric)
+    fork(config.folder, another)
+    assert not (another.folder / "choice.json").exists()
+    assert not (another.folder / "replies" / "gad").exists()
+    assert (another.folder / "replies" / "seqkd").is_dir()
+
+
 def test_what_is_unfinished_is_not_taken_over(config: RunConfig, tmp_path: Path) -> None:
     state = config.folder / "checkpoints" / "adversarial-3" / "state.json"
     written = state.read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ import yaml
 
 from gad.storage import read_jsonl
 from support import runs
-from support.llama import local_model
+from support.llama_server import serving
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -48,7 +48,7 @@ def test_from_replies_to_the_report(tmp_path: Path) -> None:
     config: dict[str, Any] = runs.run_config(tmp_path, "no/model", seqkd=None).model_dump(mode="json")
     folder = tmp_path / "runs" / "tiny"
     write_replies(folder)
-    with local_model() as url:
+    with serving() as url:
         endpoint = {"base_url": url, "api_key_env": None}
         api = {"model": "SmolLM2-135M-Instruct", "endpoint": endpoint, "limits": {"concurrency": 2}}
         config["judging"] = {

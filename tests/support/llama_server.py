@@ -16,7 +16,7 @@ SERVE = """
 import sys, xllamacpp
 p = xllamacpp.CommonParams()
 p.model.path, p.model_alias, p.hostnames, p.port = sys.argv[1], {sys.argv[2]}, ["127.0.0.1"], 0
-p.n_ctx, p.n_parallel = 2048, 4
+p.n_ctx, p.n_parallel = 8192, 4
 p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
 server = xllamacpp.Server(p)
 print("listening on", server.listening_address, flush=True)
@@ -41,7 +41,9 @@ def serving() -> Iterator[str]:
     ) as process:
         assert process.stdout is not None
         assert process.stdin is not None
-        lines = (line for line in process.stdout if line.startswith("listening on "))
-        yield next(lines).split()[-1].rstrip("/") + "/v1"
-        process.stdin.close()
-        process.kill()
+        try:
+            lines = (line for line in process.stdout if line.startswith("listening on "))
+            yield next(lines).split()[-1].rstrip("/") + "/v1"
+        finally:
+            process.stdin.close()
+            process.kill()

@@ -160,9 +160,11 @@ def test_computed_by_hand() -> None:
 @pytest.mark.parametrize(
     ("groups", "linear", "pair", "cheapest"),
     [
-        # one reply: 10 tokens in every layout; pairs 100, 100, 6*6 + 4*10
+        # one reply: 10 tokens in every layout; pairs 100, 100, 6*6 + 4*10, but nothing is shared for a second pass
         ([group(6, 4)], 1.0, 0.0, "padded"),
-        ([group(6, 4)], 0.0, 1.0, "cache"),
+        ([group(6, 4)], 0.0, 1.0, "padded"),
+        # two replies: pairs padded 200, tree 196, cache 6*6 + 8*10
+        ([group(6, 4, 4)], 0.0, 1.0, "cache"),
         # short replies of unequal length: tree 10 + 8 = 18 tokens, cache 10 + 2 * 7 = 24, padded 34
         ([group(10, 7, 1)], 1.0, 0.0, "tree"),
         # tree 18^2 = 324 pairs, cache 100 + 14 * 17 = 338, padded 2 * 17^2 = 578

@@ -46,7 +46,7 @@ class Updater:
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
-            fused=(crew.size == 1 and all(p.device.type in ("cpu", "cuda") for p in self._parameters)) or None,
+            fused=(crew.size == 1 and _on_cpu_or_cuda(self._parameters)) or None,
         )
         self.crew.adopt(self)
 

@@ -21,13 +21,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from gad.errors import Followed, GadError, Interrupted, is_out_of_memory
+from gad.errors import GO_ON, Followed, GadError, Interrupted, is_out_of_memory
 from gad.processes import PARENT, Seat
 
 BEAT_SECONDS = 0.5
 SILENT_SECONDS = 10.0
 """Without a sign of life from a process it is taken for dead. Loading a module may hold Python's lock for seconds."""
-GO_ON = "what was saved before is safe; run the same command again to go on"
 BUSY_CPU_SECONDS = 0.1
 """Of the main thread's CPU time is progress; a thread that waits uses none."""
 PARTING_SECONDS = 5.0

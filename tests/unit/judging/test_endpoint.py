@@ -16,7 +16,7 @@ from gad.judging.endpoint import TOP_LOGPROBS, EndpointRespondent
 from gad.records import Message
 from gad.stages.judge_api import judge_all
 from gad.storage import read_jsonl
-from support.llama import local_model
+from support.llama_server import serving
 from unit.judging.scripted import Silent, comparison, going_on
 
 REPLIES = {str(i): f"reply {i}" for i in range(6)}, {str(i): "other" for i in range(6)}
@@ -161,7 +161,7 @@ def test_a_real_local_model_judges_end_to_end(tmp_path):
     first = {"a": "Use cold water and salt.", "b": "Boil it for eight minutes."}
     second = {"a": "No.", "b": "I do not know."}
     patient = ApiLimits(concurrency=2, timeout_seconds=300.0)
-    with local_model() as url:
+    with serving() as url:
         here = OpenAIEndpoint(base_url=url, api_key_env=None)
         letters = {"grammar": 'root ::= [ABT] "\\n" [a-z ]{1,20}'}
         free = JudgeApi(model="SmolLM2-135M-Instruct", endpoint=here, limits=patient)
