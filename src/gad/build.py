@@ -16,6 +16,7 @@ from gad.config.run import RunConfig
 from gad.config.training import BradleyTerry, Optimizer, Sampling
 from gad.crew import ALONE, Crew, Here, everywhere, shared
 from gad.errors import ConfigError, ModelError
+from gad.models import arithmetic
 from gad.models.loading import check_vocabulary, load_model, load_tokenizer
 from gad.models.network import Member, Network
 from gad.models.scorer import Scorer
@@ -32,8 +33,6 @@ from gad.training.student import PolicyObjective, StudentTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def device(name: str, local: int | None = None) -> torch.device:
@@ -62,8 +61,14 @@ class Workshop:
         self._config = config
         self.crew = crew
         set_threads(config.compute.threads, crew.here)
-        self._device = device(config.compute.device, crew.local)
+        self.device = device(config.compute.device, crew.local)
+        self._auto: arithmetic.Type = arithmetic.fastest(self.device)
         crew.adopt(self)
+
+    @everywhere("choosing a number type")
+    def compute_in(self, auto: arithmetic.Type) -> None:
+        """What `dtype: auto` means from now on; before the first model is loaded."""
+        self._auto = auto
 
     @cached_property
     def codec(self) -> Codec:
@@ -190,7 +195,10 @@ class Workshop:
         """Write a member's effective weights, the tokenizer and a model card."""
         student = self._config.student
         plain = load_model(
-            student.model, dtype=DTYPES[student.dtype], device=self._device, trust_remote_code=student.trust_remote_code
+            student.model,
+            dtype=self._type(student.dtype),
+            device=self.device,
+            trust_remote_code=student.trust_remote_code,
         )
         self._write(member, Here(plain))
         tokenizer = load_tokenizer(student.model, trust_remote_code=student.trust_remote_code)
@@ -236,8 +244,11 @@ class Workshop:
         member = network.member("independent", seed=self._seed("independent"))
         return Scorer(member, self.codec, layer=self._config.evaluation.independent.layer, like_student=False)
 
+    def _type(self, dtype: str) -> torch.dtype:
+        return arithmetic.TYPES[self._auto if dtype == "auto" else dtype]
+
     def _load(self, reference: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
-        model = load_model(reference, dtype=DTYPES[dtype], device=self._device, trust_remote_code=trust_remote_code)
+        model = load_model(reference, dtype=self._type(dtype), device=self.device, trust_remote_code=trust_remote_code)
         check_vocabulary(model, load_tokenizer(reference, trust_remote_code=trust_remote_code), reference)
         return model
 
@@ -250,7 +261,7 @@ class Workshop:
         return DiscriminatorTrainer(scorer, self._batcher(scorer.member), loss, updater)
 
     def _batcher(self, member: Member) -> Batcher:
-        return Batcher.of(self._config.compute, self._device, member.network.config, self.crew)
+        return Batcher.of(self._config.compute, self.device, member.network.config, self.crew)
 
     def _seed(self, name: str) -> int:
         return stable_seed(self._config.seed, "adapter", name)

@@ -25,6 +25,7 @@ _PURPOSE = {
     "arena": "the blind comparison page",
 }
 _KEYS = ("OPENAI_API_KEY", "HF_TOKEN")
+_CPU_INFO = Path("/proc/cpuinfo")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -106,7 +107,17 @@ def _processor() -> str:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     here = os.cpu_count() or usable
     share = f"{usable} cores" if usable == here else f"{usable} of {here} cores may be used"
-    return f"{share}, {platform.machine()}, {platform.system()}"
+    return f"{share}, {platform.machine()}, {platform.system()}{_number_types()}"
+
+
+def _number_types() -> str:
+    """What the processor says of bfloat16, where it says anything."""
+    try:
+        words = set(_CPU_INFO.read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return ""
+    found = sorted(word for word in words if word.endswith("bf16"))
+    return f", bfloat16 by {', '.join(found)}" if found else ", no bfloat16 instructions: trains in float32"
 
 
 def _memory() -> str:

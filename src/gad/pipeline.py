@@ -17,6 +17,7 @@ from gad.crew import ALONE, Crew
 from gad.evaluation import Evaluation
 from gad.examples import Examples
 from gad.judgement import judge
+from gad.models import arithmetic
 from gad.progress import Progress
 from gad.schedule import adversarial_steps, phase_steps, steps_for, steps_of
 from gad.signals import StopRequest
@@ -42,7 +43,12 @@ class Pipeline:
 
     @cached_property
     def _shop(self) -> Workshop:
-        return Workshop(self.config, self._crew)
+        shop = Workshop(self.config, self._crew)
+        auto, news = arithmetic.settled(self.folder, shop.device)
+        shop.compute_in(auto)
+        if news and self.config.student.dtype == "auto":
+            self._progress.say(f"arithmetic: {auto} on {shop.device.type} (student.dtype: auto)")
+        return shop
 
     @cached_property
     def _arms(self) -> Arms:

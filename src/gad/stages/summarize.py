@@ -75,7 +75,11 @@ def summarize(
         "cost": {**_teacher_cost(folder), "judge_usd": 0.0, **_endpoints_cost(folder)},
         "teacher": _teacher_in_short(folder),
         **_totals(folder),
-        "machine": {"cpu": platform.processor() or platform.machine(), "python": platform.python_version()},
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "python": platform.python_version(),
+            "arithmetic": _arithmetic(config, folder),
+        },
     }
     summary = with_judges(summary, folder)
     write_json(folder / SUMMARY, summary)
@@ -274,6 +278,12 @@ def _totals(folder: Path) -> dict[str, Any]:
                 key = name.removeprefix("tokens/")
                 tokens[key] = tokens.get(key, 0.0) + value
     return {"seconds": seconds, "tokens": tokens}
+
+
+def _arithmetic(config: RunConfig, folder: Path) -> str:
+    """The number type of the student's base, whoever chose it."""
+    chosen = config.student.dtype
+    return chosen if chosen != "auto" else str(_read(folder / "arithmetic.json").get("auto", chosen))
 
 
 def _read(path: Path) -> dict[str, Any]:

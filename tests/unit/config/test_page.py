@@ -32,6 +32,6 @@ def test_defaults_stand_as_in_a_run_file() -> None:
         "| `betas` | list of 2: number >= 0, < 1, number >= 0, < 1 | `[0.9, 0.999]` |",
         "| `discriminator` | [shared](#discriminator-kind-shared) or [own](#discriminator-kind-own) | `{kind: sh",
         "| `fraction` | number > 0, < 1 or null | `null` |",
-        "| `dtype` | `bfloat16`, `float32` | `bfloat16` |",
+        "| `dtype` | `auto`, `bfloat16`, `float32` | `auto` |",
     ):
         assert row in page, row
