@@ -15,8 +15,8 @@ from gad.models.attention import Carried, Causal, Masked, Owners, Plan, Prefix, 
 from gad.models.linear import product
 from gad.models.packed import Packed
 
-CHUNK = 256
-"""Rows of logits that exist at a time."""
+CHUNK = 128
+"""Rows of logits that exist at a time. Few enough that glibc keeps the memory of a chunk for the next one (32 MiB)."""
 
 
 def run(backbone: nn.Module, input_ids_RT: Tensor, position_ids_RT: Tensor, plan: Plan) -> Tensor:
@@ -101,10 +101,11 @@ class _TokenLogps(torch.autograd.Function):
         for start in range(0, len(rows_NH), CHUNK):
             rows, targets = rows_NH[start : start + CHUNK], targets_N[start : start + CHUNK]
             logits, slope = _logits(rows, head_VH, temperature, softcap)
-            logps_chunk = logits.log_softmax(-1)
-            probs = logps_chunk.exp()
-            logps.append(logps_chunk.gather(-1, targets[:, None])[:, 0])
-            entropies.append(-(probs * logps_chunk).sum(-1))
+            probs = logits.softmax(-1)
+            # Of the likeliest token both logit and probability are known, and the latter is at least 1 / V.
+            normalizers = logits.amax(-1) - probs.amax(-1).log()
+            logps.append(logits.gather(-1, targets[:, None])[:, 0] - normalizers)
+            entropies.append(normalizers - torch.linalg.vecdot(probs, logits))
             if precompute:
                 slopes.append(_row_gradient(probs, targets, slope, head_VH))
         ctx.settings = (temperature, softcap)
@@ -126,7 +127,7 @@ class _TokenLogps(torch.autograd.Function):
         for start in range(0, len(rows_NH), CHUNK):
             part = slice(start, start + CHUNK)
             logits, slope = _logits(rows_NH[part], head_VH, *ctx.settings)
-            delta = _delta(logits.softmax(-1), targets_N[part], slope) * gradient_N[part, None]
+            delta = _delta(logits.softmax(-1), targets_N[part], slope) * -gradient_N[part, None]
             delta = delta.to(head_VH.dtype)
             rows_grad[part] = product(delta, head_VH.T)
             head_grad += product(delta.T, rows_NH[part].T)
@@ -144,11 +145,10 @@ def _logits(rows: Tensor, head: Tensor, temperature: float, softcap: float | Non
 
 
 def _delta(probs: Tensor, targets: Tensor, slope: Tensor | float) -> Tensor:
-    """d log p[target] / d raw logits. Overwrites `probs`."""
-    delta = probs.neg_()
-    delta[torch.arange(len(targets), device=delta.device), targets] += 1.0
-    return delta if isinstance(slope, float) and slope == 1.0 else delta * slope
+    """-d log p[target] / d raw logits. Overwrites `probs`."""
+    probs[torch.arange(len(targets), device=probs.device), targets] -= 1.0
+    return probs if isinstance(slope, float) and slope == 1.0 else probs.mul_(slope)
 
 
 def _row_gradient(probs: Tensor, targets: Tensor, slope: Tensor | float, head: Tensor) -> Tensor:
-    return product(_delta(probs, targets, slope).to(head.dtype), head.T)
+    return product(_delta(probs, targets, slope).to(head.dtype), head.T).neg_()

@@ -60,9 +60,9 @@ def _suits(x: Tensor, weight_MK: Tensor) -> bool:
     )
 
 
-def product(x: Tensor, weight_MK: Tensor) -> Tensor:
-    """`x @ weight.T` outside of autograd; x (..., K)."""
-    return _onednn(x, weight_MK) if _suits(x, weight_MK) else x @ weight_MK.T
+def product(x: Tensor, weight_MK: Tensor, bias_M: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias` outside of autograd; x (..., K)."""
+    return _onednn(x, weight_MK, bias_M) if _suits(x, weight_MK) else F.linear(x, weight_MK, bias_M)
 
 
 class _Linear(torch.autograd.Function):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gad.config.models import Full, Lora, Tuning
 from gad.crew import ALONE, Crew, Here, everywhere
 from gad.errors import ModelError
+from gad.models.adapter import fuse
 from gad.models.linear import speed_up
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Network:
             except ValueError as error:  # peft's: none of the model's layers has such a name
                 raise ModelError(f"student.tuning.targets={self._tuning.targets}: {error}") from error
         speed_up(self._model)  # the adapter's own layers
+        fuse(self._model)
         for layer in self._lora_layers():
             layer.cast_input_dtype_enabled = False
         self._active = None
