@@ -164,7 +164,7 @@ def test_activation_checkpointing_computes_every_layer_twice(layout: str) -> Non
         calls: list[int] = []
         layers: Any = network.backbone()
         handles = [
-            layer.mlp.down_proj.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+            layer.mlp.down_proj.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
             for layer in layers.layers
         ]
         trainer.update(game.groups())
