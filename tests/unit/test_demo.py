@@ -1,0 +1,81 @@
+"""The demo takes the longest form of the quickstart that fits the machine, and goes on in the form it began with."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gad.config.loading import load
+
+ROOT = Path(__file__).parents[2]
+MADE = runpy.run_path(str(ROOT / "scripts" / "demo.py"))
+RECIPE = MADE["QUICKSTART"]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that would replace this process."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: commands.append(command))
+    return commands
+
+
+def on_a_machine(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setitem(MADE["main"].__globals__, "_step_seconds", lambda _: seconds)
+
+
+def work(name: str) -> float:
+    steps: float = MADE["steps_of_work"](load(Path(RECIPE), MADE["FORMS"][name]))
+    return steps
+
+
+def test_every_form_is_less_than_the_one_before() -> None:
+    sizes = [work(name) for name in MADE["FORMS"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 10 * sizes[-1]
+
+
+def test_the_work_of_the_full_form_by_hand() -> None:
+    """95 steps of imitation for 5 epochs of 300 prompts in 16s are 93.75; the rest from the constants."""
+    taught = 300 * (2 * 0.055 + 3 * 0.023)
+    played = 20 * 16 * (4 * (0.055 + 0.08) + 5 * 0.023)
+    judged = 300 * (2 * 0.055 + 3 * 0.033) + 720 * (0.055 + 0.02) + 17
+    assert work("full") == pytest.approx(93.75 + taught + played + judged)
+
+
+@pytest.mark.parametrize(("share", "form"), [(0.99, "full"), (1.01, "shorter"), (20.0, "brief")])
+def test_the_longest_form_that_fits_is_run(
+    share: float, form: str, started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    on_a_machine(monkeypatch, share * MADE["MINUTES"] * 60 / work("full"))
+    MADE["main"](RECIPE, [f"runs_dir={tmp_path}"])
+    assert started[0][2:] == ["gad", "run", RECIPE, *MADE["FORMS"][form], f"runs_dir={tmp_path}"]
+    assert (f"its {form} form" in capsys.readouterr().out) == (form != "full")
+
+
+@pytest.mark.parametrize("form", MADE["FORMS"])
+def test_a_run_goes_on_in_the_form_it_began_with(
+    form: str, started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = [f"runs_dir={tmp_path}", "compute.threads=1"]
+    config = load(Path(RECIPE), [*MADE["FORMS"][form], *own])
+    config.folder.mkdir(parents=True)
+    (config.folder / "config.json").write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
+    on_a_machine(monkeypatch, 1e9)
+    MADE["main"](RECIPE, own)
+    assert started[0][5:] == [*MADE["FORMS"][form], *own]
+
+
+def test_another_run_file_is_run_as_it_is(started: list[list[str]]) -> None:
+    MADE["main"]("recipes/quickstart-long.yaml", ["name=x"])
+    assert started[0][2:] == ["gad", "run", "recipes/quickstart-long.yaml", "name=x"]
