@@ -48,6 +48,27 @@ def test_reads_on_every_screen(judged: str, open_page: Callable[..., Any], width
     assert watched.requests == [judged]
 
 
+TABLES = """[...document.querySelector('.tables').querySelectorAll('table')].map((table) => {
+  const own = table.getBoundingClientRect(), around = table.closest('.tables').getBoundingClientRect();
+  return [own.left, own.top, own.right, own.bottom, around.left, around.right];
+})"""
+
+
+@pytest.mark.parametrize("prompts", [10, 30])
+@pytest.mark.parametrize("width", [1200, 1345, 1400, 1600, 1920])
+def test_tables_side_by_side_leave_each_other_room(
+    width: int, prompts: int, open_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    """With few prompts the words in the cells are longer than figures."""
+    watched = open_page(write_report(write_run(tmp_path / "run", prompts=prompts)).as_uri(), width=width)
+    ready(watched)
+    places = watched.page.evaluate(TABLES)
+    assert len(places) == 2
+    (left, top, right, bottom, *_), (left2, top2, right2, bottom2, *_) = places
+    assert right <= left2 or right2 <= left or bottom <= top2 or bottom2 <= top
+    assert all(start - 1 <= own_left and own_right <= end + 1 for own_left, _, own_right, _, start, end in places)
+
+
 def test_judges_people_and_their_words(judged: str, open_page: Callable[..., Any]) -> None:
     watched = open_page(judged)
     ready(watched)
