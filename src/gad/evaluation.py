@@ -107,7 +107,7 @@ class Evaluation:
 
     @cached_property
     def _endpoints(self) -> dict[str, EndpointModel]:
-        return {model.name: model for model in self.config.evaluation.models if isinstance(model, EndpointModel)}
+        return {model.name: model for model in self.config.endpoints}
 
     def _jobs(self, student: str, sets: Iterable[EvaluationSet]) -> list[Job]:
         headline = self.config.evaluation.decodings[0]
@@ -152,12 +152,14 @@ class Evaluation:
     def _buy(self, jobs: list[Job], model: EndpointModel, task: Task) -> None:
         """Replies of one model behind an API."""
         ledger, codec = self.folder / ENDPOINTS / model.name, self._shop.codec
+        api = generate_api.what_is_left(model.api, self.folder)
         for job in jobs:
-            generate_api.generate(job.path, job.set.prompts, model.api, ledger, codec, task=task, stop=self._place.stop)
+            generate_api.generate(job.path, job.set.prompts, api, ledger, codec, task=task, stop=self._place.stop)
 
     def _guard(self, student: str) -> None:
         """Raises RunFolderError where a name of `evaluation.models` stood for another model before."""
-        model = next((model for model in self.config.evaluation.models if model.name == student), None)
+        models = (*self.config.endpoints, *self.config.evaluation.models)
+        model = next((model for model in models if model.name == student), None)
         if model is None:
             return
         path = self.folder / REPLIES / student / "model.json"

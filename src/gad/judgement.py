@@ -95,8 +95,8 @@ def _comparisons(config: RunConfig, folder: Path, judged: JudgedSet, progress: P
     without_teacher = bool(judged.info) and not bought
     if without_teacher and TEACHER in names:
         progress.say(
-            f"{judged.name}: the set comes without the teacher's replies, so nobody is compared with it there; an "
-            "endpoint of the name teacher in evaluation.models writes them"
+            f"{judged.name}: the set comes without the teacher's replies, so nobody is compared with it there; "
+            "evaluation.models can have them written, by the run's teacher (kind: teacher) or an endpoint of that name"
         )
     for pair in pairs:
         if without_teacher and TEACHER in (pair.first, pair.second):

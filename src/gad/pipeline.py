@@ -10,7 +10,7 @@ from pathlib import Path
 from gad.arms import BASE, Arms
 from gad.build import Workshop
 from gad.collection import Purchase, collect
-from gad.config.compared import EndpointModel, LocalModel
+from gad.config.compared import LocalModel
 from gad.config.run import RunConfig
 from gad.config.training import Sampling
 from gad.crew import ALONE, Crew
@@ -202,8 +202,7 @@ class Pipeline:
         if (self.folder / FIGURES).exists():
             return  # answers were bought before, and may be all that is needed
         judges = () if self.config.judging is None else self.config.judging.judges
-        endpoints = [model for model in self.config.evaluation.models if isinstance(model, EndpointModel)]
-        for buyer in (*judges, *endpoints):
+        for buyer in (*judges, *self.config.endpoints):
             needed_key(buyer.api.endpoint.api_key_env)
 
     def _done(self, stage: str) -> bool:

@@ -165,7 +165,7 @@ def _judging(config: RunConfig, sets: DataSets[LoadedSet] | DataSets[PromptSet])
 
     measured = {name: (each.prompts, mean_reply(each)) for name, each in sets.named.items() if name != "train"}
     train = sets.train.prompts
-    replies = bought(models, judging, measured, train, max_prompts=limit)
+    replies = bought(config.endpoints, judging, measured, train, max_prompts=limit)
     sections = [("replies of endpoints", replies)] if replies else []
     if judging is None:
         return sections

@@ -14,6 +14,7 @@ from typing import Any
 from gad.errors import RunFolderError
 
 Row = dict[str, Any]
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -61,7 +62,7 @@ class JsonlWriter:
 
     def append(self, row: Row) -> None:
         """Write one row as one line; returns when the system (or, durable, the disk) has it."""
-        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=True).encode() + b"\n")
+        self._file.write(_encode(row).encode() + b"\n")
         self._file.flush()
         if self._durable:
             os.fsync(self._file.fileno())
@@ -87,7 +88,7 @@ def keep_rows(path: Path, keep: Callable[[Row], bool]) -> int:
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     """Write a whole JSONL file atomically, row by row."""
-    _replace(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _replace(path, (_encode(row) + "\n" for row in rows))
 
 
 def write_json(path: Path, value: Any) -> None:

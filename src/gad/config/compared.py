@@ -52,7 +52,8 @@ class LocalModel(Section):
 class EndpointModel(Section):
     """A model behind an API. It is drawn once a prompt, as its `sampling` says, and not by every decoding.
 
-    With the name `teacher` it writes the teacher's replies to the sets of `judging.sets`, which come without any.
+    With the name `teacher` it writes the teacher's replies to the sets of `judging.sets`, where the run file has no
+    `teacher` that could (`kind: teacher`).
     """
 
     kind: Literal["endpoint"] = "endpoint"
@@ -62,7 +63,21 @@ class EndpointModel(Section):
     """Where it is, how it is asked, and at most for how much money."""
 
 
-ComparedModel = Annotated[CheckpointModel | LocalModel | EndpointModel, Field(discriminator="kind")]
+class AskedTeacher(Section):
+    """The run's `teacher`, asked for replies to the sets of `judging.sets`, which come without any.
+
+    What that costs counts towards `teacher.max_cost_usd` together with what was collected to train on.
+    """
+
+    kind: Literal["teacher"] = "teacher"
+
+    @property
+    def name(self) -> str:
+        """Folder of its replies."""
+        return TEACHER
+
+
+ComparedModel = Annotated[CheckpointModel | LocalModel | EndpointModel | AskedTeacher, Field(discriminator="kind")]
 
 
 def name_mistakes(models: Sequence[ComparedModel]) -> list[str]:
@@ -70,7 +85,8 @@ def name_mistakes(models: Sequence[ComparedModel]) -> list[str]:
     mistakes = []
     names = [model.name for model in models]
     for model in models:
-        reserved = model.name in MADE_BY_RUNS or (model.name == TEACHER and not isinstance(model, EndpointModel))
+        writer = isinstance(model, EndpointModel | AskedTeacher)
+        reserved = model.name in MADE_BY_RUNS or (model.name == TEACHER and not writer)
         checkpoint = re.fullmatch(r"gad-\d+", model.name) and not isinstance(model, CheckpointModel)
         if names.count(model.name) > 1:
             mistakes.append(f"two models are called {model.name!r}: their replies would mix; rename one")

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from gad.config.arena import ArenaConfig
 from gad.config.base import Section
-from gad.config.compared import TEACHER, ComparedModel, EndpointModel, name_mistakes
+from gad.config.compared import TEACHER, AskedTeacher, ComparedModel, EndpointModel, name_mistakes
 from gad.config.data import DataConfig
 from gad.config.judging import JudgingConfig
 from gad.config.models import DiscriminatorConfig, Lora, PromptConfig, SharedDiscriminator, StudentConfig
@@ -202,13 +202,25 @@ class RunConfig(Section):
     def decodings_of(self, student: str) -> tuple[NamedDecoding, ...]:
         """How a student's replies are drawn; an endpoint's stand for the headline's decoding."""
         decodings = self.evaluation.decodings
-        endpoints = [model.name for model in self.evaluation.models if isinstance(model, EndpointModel)]
-        return decodings[:1] if student in endpoints else decodings
+        return decodings[:1] if any(student == model.name for model in self.endpoints) else decodings
+
+    @property
+    def endpoints(self) -> tuple[EndpointModel, ...]:
+        """The models of `evaluation.models` that are behind an API, the run's own teacher as one of them."""
+        asked = self.teacher if self._asks_teacher else None
+        own = () if asked is None else (EndpointModel(name=TEACHER, api=asked),)
+        return (*(model for model in self.evaluation.models if isinstance(model, EndpointModel)), *own)
+
+    @property
+    def _asks_teacher(self) -> bool:
+        return any(isinstance(model, AskedTeacher) for model in self.evaluation.models)
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
         mistakes = [*self._discriminator_mistakes(), *self._warmup_mistakes(), *self._prompt_mistakes()]
         mistakes += self._pair_mistakes()
+        if self._asks_teacher and self.teacher is None:
+            mistakes.append("`evaluation.models`: kind: teacher asks the run's `teacher`, and there is none: add one")
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from gad.config.compared import TEACHER, ComparedModel, EndpointModel
+from gad.config.compared import TEACHER, EndpointModel
 from gad.config.judging import EvaluationSetConfig, JudgingConfig, Pair, PublishedSet
 from gad.config.teacher import ApiConfig
 from gad.data import LoadedSet, PromptSet
@@ -67,7 +67,7 @@ def planned(
 
 
 def bought(
-    models: Sequence[ComparedModel],
+    models: Sequence[EndpointModel],
     config: JudgingConfig | None,
     measured: Mapping[str, tuple[Sequence[Prompt], float]],
     train: Sequence[Prompt],
@@ -79,11 +79,7 @@ def bought(
     sets = () if config is None else config.sets
     allowed = config is not None and config.allow_overlap
     judged = [(*_prompts(wanted, train, allow_overlap=allowed), float(USUAL_REPLY)) for wanted in sets]
-    return [
-        (model.name, _bill(model.api, judged if model.name == TEACHER else [*own, *judged]))
-        for model in models
-        if isinstance(model, EndpointModel)
-    ]
+    return [(model.name, _bill(model.api, judged if model.name == TEACHER else [*own, *judged])) for model in models]
 
 
 def _bill(api: ApiConfig, sets: Sequence[tuple[Sequence[Prompt], int, float]]) -> str:

@@ -15,6 +15,8 @@ from gad.errors import ConfigError
 from gad.teacher.requests import Reply
 
 _SNAPSHOT = re.compile(r"([-@:]?(\d{3,}[\d-]*|latest))?|:.*")
+_HALF = re.compile("[\ud800-\udfff]")
+"""Of a surrogate pair: such a text has no UTF-8."""
 _HASHES, _BANDS, _SEED = 128, 32, 42
 
 
@@ -49,7 +51,7 @@ class Chooser:
             return "refused"
         if reply.model is not None and reply.model not in self._accepted:
             return f"written by {reply.model}, not by {self._config.model}"
-        if any("\ud800" <= character <= "\udfff" for character in reply.text):
+        if _HALF.search(reply.text):
             return "half a character"
         reason = why_drop_reply(reply.text, reply.finished, filters)
         if reason is None and not reply.text.strip():

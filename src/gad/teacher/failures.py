@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any
 
-from gad.teacher.wire import Malformed, error_text
+from gad.teacher.wire import Malformed, error_text, visible
 
 
 class Next(Enum):
@@ -76,7 +76,7 @@ def of_status(status: int, headers: Mapping[str, str], content: bytes, now: floa
     message, code = _message(content)
     said = f"{code} {message}"
     if status in (301, 302, 303, 307, 308):
-        where = headers.get("location", "nowhere")
+        where = visible(headers.get("location", "nowhere"))[:300]
         following = Next.GIVE_UP if status in (301, 308) else Next.RETRY
         return Failure("redirected", f"status {status} to {where}: base_url is not where the API is", following)
     if status in (402, 429) and _NO_MONEY.search(said):
@@ -143,7 +143,7 @@ def _message(content: bytes) -> tuple[str, str]:
     try:
         body: Any = json.loads(text)
     except (ValueError, RecursionError):
-        return " ".join(re.sub(r"<[^>]*>", " ", text).split())[:300], ""
+        return visible(re.sub(r"<[^>]*>", " ", text)[:2000])[:300], ""
     error = body.get("error", body) if isinstance(body, Mapping) else body
     code = f"{error.get('code')} {error.get('type')}" if isinstance(error, Mapping) else ""
     return error_text(body), code

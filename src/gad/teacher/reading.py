@@ -13,6 +13,7 @@ from gad.teacher.wire import Answer, request_body
 
 _USUAL_BYTES_PER_TOKEN = 4.2
 _USUAL_REPLY = 329.0
+_encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 _MEMORY = 0.02
 """Weight of the newest reply in the running means."""
 
@@ -46,7 +47,7 @@ class Work:
 
 def work_of(config: ApiConfig, prices: PriceList, request: ApiRequest, key: str, *, batch: bool = False) -> Work:
     """Make a request ready to be sent."""
-    body = json.dumps(request_body(config, request), ensure_ascii=True, separators=(",", ":")).encode()
+    body = _encode(request_body(config, request)).encode()
     most = request.max_tokens or config.sampling.max_tokens
     size = sum(len(message.content.encode("utf-8", "replace")) for message in request.messages)
     return Work(request, key, body, size, most, most_cost(prices.prices, request.messages, most, batch=batch), batch)

@@ -10,6 +10,7 @@ from typing import Any
 
 from gad.records import Message
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode
 KEY_LENGTH = 32
 """Hexadecimal digits of a key: 128 bits, so that 10 million keys collide with probability 1.5e-25."""
 
@@ -46,8 +47,7 @@ def request_key(model: str, messages: tuple[Message, ...], sampling: Mapping[str
         "sampling": dict(sampling),
         "sample": sample,
     }
-    canonical = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
+    return hashlib.sha256(_canonical(asked).encode()).hexdigest()[:KEY_LENGTH]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,9 @@ from gad.config.teacher import ApiConfig, AzureEndpoint
 from gad.teacher.requests import ApiRequest, Usage, request_key
 
 PATHS = {"chat": "/chat/completions", "responses": "/responses"}
+_LONGEST_NAME = 200
+_MOST_TOKENS, _MOST_USD, _LEAST_LOGPROB = 10**9, 1e6, 1e6
+"""Of one reply. Beyond them a provider's figures are nonsense, and the reply counts as one without figures."""
 _THINKING = re.compile(r"\A\s*<think>(.*?)(?:</think>|\Z)\s*", re.DOTALL)
 
 
@@ -118,16 +121,18 @@ def _chat(body: dict[str, Any]) -> Answer:
     if not isinstance(choices, list) or not choices:
         raise Malformed("no choices", "the response has no choices", _usage_or_none(body))
     message = choices[0]["message"]
+    if choices[0].get("error") and not message.get("content"):
+        raise Malformed("error in a reply", error_text(choices[0]), _usage_or_none(body))
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     text, thought = split_thinking(_text(message.get("content")))
     return Answer(
         text=text,
-        model=_optional_text(body.get("model")),
-        finish_reason=_optional_text(choices[0].get("finish_reason")),
+        model=_name(body.get("model")),
+        finish_reason=_name(choices[0].get("finish_reason")),
         usage=_usage_or_none(body),
         reasoning=_joined(reasoning if isinstance(reasoning, str) else None, thought),
         refusal=_optional_text(message.get("refusal")),
-        logprobs=_first_logprobs((choices[0].get("logprobs") or {}).get("content")),
+        logprobs=_first_logprobs(_content(choices[0].get("logprobs"))),
         stated_usd=_stated(body),
     )
 
@@ -146,7 +151,7 @@ def _responses(body: dict[str, Any]) -> Answer:
     refusal = "".join(part["refusal"] for part in parts if part["type"] == "refusal")
     return Answer(
         text=text,
-        model=_optional_text(body.get("model")),
+        model=_name(body.get("model")),
         finish_reason={None: "stop", "max_output_tokens": "length"}.get(reason, reason),
         usage=_usage_or_none(body),
         reasoning=_joined("\n".join(summary) or None, thought),
@@ -180,6 +185,18 @@ def _optional_text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def _name(value: Any) -> str | None:
+    """Of a model, or of a reason: it is shown and counted, so it is short and has nothing that cannot be seen."""
+    return visible(value)[:_LONGEST_NAME] if isinstance(value, str) and value else None
+
+
+def visible(text: str) -> str:
+    """On one line; what a terminal would obey, what cannot be seen and half characters are written out (\\x1b)."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in " ".join(text.split())
+    )
+
+
 def _usage_or_none(body: Mapping[str, Any]) -> Usage | None:
     usage = body.get("usage")
     if not isinstance(usage, Mapping):
@@ -199,26 +216,41 @@ def _detail(details: Any, name: str) -> int:
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS
 
 
 def _stated(body: Mapping[str, Any]) -> float | None:
     """The price that some gateways (OpenRouter) state in the usage."""
     usage = body.get("usage")
     cost = usage.get("cost") if isinstance(usage, Mapping) else None
-    return float(cost) if isinstance(cost, int | float) and not isinstance(cost, bool) and cost >= 0 else None
+    if not isinstance(cost, int | float) or isinstance(cost, bool):
+        return None
+    return float(cost) if 0 <= cost <= _MOST_USD else None
 
 
 def _first_logprobs(content: Any) -> dict[str, float]:
-    if not isinstance(content, list) or not content:
-        return {}
-    return {top["token"]: float(top["logprob"]) for top in content[0].get("top_logprobs") or ()}
+    """What is not as it should be is as good as absent: the reply beside it was paid for."""
+    first = content[0] if isinstance(content, list) and content else None
+    tops = first.get("top_logprobs") if isinstance(first, Mapping) else None
+    return {
+        top["token"]: float(top["logprob"])
+        for top in (tops if isinstance(tops, list) else ())
+        if isinstance(top, Mapping) and isinstance(top.get("token"), str) and _is_logprob(top.get("logprob"))
+    }
+
+
+def _is_logprob(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LEAST_LOGPROB <= value <= 1e-3
+
+
+def _content(logprobs: Any) -> Any:
+    return logprobs.get("content") if isinstance(logprobs, Mapping) else None
 
 
 def error_text(body: Any) -> str:
-    """The provider's own message out of an error's body, on one line."""
+    """The provider's own message out of an error's body, on one line and with nothing in it that cannot be seen."""
     error = body.get("error", body) if isinstance(body, Mapping) else body
     if isinstance(error, list) and error:
         error = error[0].get("error", error[0]) if isinstance(error[0], Mapping) else error[0]
     message = error.get("message") or error.get("detail") if isinstance(error, Mapping) else error
-    return " ".join(str(message if message is not None else error).split())[:500]
+    return visible(str(message if message is not None else error)[:2000])[:500]

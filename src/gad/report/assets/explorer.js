@@ -7,9 +7,14 @@
   if (!packed) return;
   byId("count").textContent = "Unpacking…";
 
-  const letters = atob(packed.textContent);
-  const bytes = new Uint8Array(letters.length);
-  for (let index = 0; index < letters.length; index++) bytes[index] = letters.charCodeAt(index);
+  const unpacked = (text) => {
+    if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+    const letters = atob(text);
+    const bytes = new Uint8Array(letters.length);
+    for (let index = 0; index < letters.length; index++) bytes[index] = letters.charCodeAt(index);
+    return bytes;
+  };
+  const bytes = unpacked(packed.textContent);
   packed.remove();
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const data = JSON.parse(await new Response(stream).text());
