@@ -15,6 +15,8 @@ from gad.errors import RunFolderError
 
 Row = dict[str, Any]
 _encode = json.JSONEncoder(ensure_ascii=False).encode
+_HALVES = "backslashreplace"
+"""Half a surrogate pair has no UTF-8, and models write them: it becomes the escape that JSON has for it."""
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -62,7 +64,7 @@ class JsonlWriter:
 
     def append(self, row: Row) -> None:
         """Write one row as one line; returns when the system (or, durable, the disk) has it."""
-        self._file.write(_encode(row).encode() + b"\n")
+        self._file.write(_encode(row).encode("utf-8", _HALVES) + b"\n")
         self._file.flush()
         if self._durable:
             os.fsync(self._file.fileno())
@@ -105,7 +107,7 @@ def _replace(path: Path, parts: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8", errors=_HALVES) as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())

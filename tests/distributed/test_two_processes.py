@@ -112,6 +112,19 @@ def test_two_processes_end_as_one(tiny_run: Setting, alone: Path) -> None:
     assert done.stderr.count("warmup: 3/3") == 1
 
 
+def test_a_further_local_model_is_sampled_by_the_first_process_alone(tmp_path: Path) -> None:
+    """It is loaded once, whatever the number of processes; the others wait, and go on with what comes after it."""
+    other = tiny.save(tmp_path / "other", "llama3", seed=3)
+    visitor = {"kind": "local", "name": "llama", "model": str(other), "dtype": "float32"}
+    settings = {"models": [visitor], "max_prompts": 3, "independent": {"epochs": 0.1, "batch_size": 4}}
+    made = setting(tmp_path / "run", warmup=None, evaluation=settings)
+    theirs = runs.run(made.config.model_copy(update={"name": "alone"}))
+    done = gad(made, "run", "--nproc", "2")
+    assert done.returncode == 0, done.stderr
+    same_numbers(made.config.folder, theirs)
+    assert {path.name for path in (made.config.folder / "replies" / "llama").glob("*.jsonl")} >= {"held_out.jsonl"}
+
+
 def test_full_tuning_is_sharded_and_ends_as_in_one(tmp_path: Path) -> None:
     """Embeddings that are tied to the head, a discriminator that stops half-way, weights sampled from in place."""
     full: dict[str, Any] = {"kind": "full"}

@@ -62,6 +62,19 @@ def test_durable_rows_are_synced_one_by_one(tmp_path: Path, monkeypatch: pytest.
     assert len(synced) == 3
 
 
+def test_half_a_character_comes_back_as_it_went(tmp_path: Path) -> None:
+    """It has no UTF-8, and models write it all the same."""
+    row = {"raw": "so \ud83d it goes \udc00"}
+    with JsonlWriter(tmp_path / "appended.jsonl") as writer:
+        writer.append(row)
+    write_jsonl(tmp_path / "whole.jsonl", [row])
+    for name in ("appended", "whole"):
+        (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8")
+        assert list(read_jsonl(tmp_path / f"{name}.jsonl")) == [row]
+    write_json(tmp_path / "one.json", row)
+    assert json.loads((tmp_path / "one.json").read_text(encoding="utf-8")) == row
+
+
 def test_no_file_has_no_rows(tmp_path: Path) -> None:
     assert list(read_jsonl(tmp_path / "absent.jsonl")) == []
 

@@ -45,7 +45,8 @@ def generate(
             if isinstance(outcome, GivenUp):
                 given_up.append(outcome)
                 continue
-            text = outcome.text or outcome.refusal or ""
+            # Half a surrogate pair is no text to a tokenizer.
+            text = (outcome.text or outcome.refusal or "").encode("utf-8", "replace").decode()
             writer.append(counted(by_id[outcome.id], text, finished=outcome.finished, codec=codec).as_dict())
             task.advance()
         write_json(folder / "bill.json", {"spent_usd": caller.bill.spent, "maybe_usd": caller.bill.maybe})

@@ -69,6 +69,16 @@ def test_odds_come_over_the_wire(httpserver, tmp_path):
     assert all(body["top_logprobs"] == TOP_LOGPROBS and body["temperature"] == 0.0 for body in server.bodies)
 
 
+def test_words_with_half_a_character_are_kept_as_they_came(httpserver, tmp_path):
+    server = Server(httpserver, text="A\nbecause \ud83d of that\x1b[2J")
+    judges = (PairwiseJudge(api=api(server.url)), PaperJudge(api=api(server.url)))
+    found = run(JudgingConfig(judges=judges), tmp_path)
+    assert found["by"] == {"parsed": 12}
+    rows = rows_of(tmp_path)
+    assert len(rows) == 24
+    assert {row["raw"] for row in rows} == {"A\nbecause \ud83d of that\x1b[2J"}
+
+
 def test_an_endpoint_that_refuses_odds_is_asked_without_them_and_the_rows_say_so(httpserver, tmp_path):
     server = Server(
         httpserver, refuse=lambda body: (400, "logprobs are not supported") if body.get("logprobs") else None
