@@ -1,6 +1,6 @@
 """Two gloo processes against one: the same weights, the bytes that travel, the speed, and twenty runs without a crash.
 
-    python -m bench.distributed [--runs N] [--out FILE]
+    python -m bench.distributed [--only equality speed in_a_row] [--runs N] [--out FILE]
 
 Every run is `collect`, the warm-up and five adversarial steps of a tiny model by the command's own code, with the same
 global batch. Weights are compared as a whole: the norm of the difference over the norm of the weights, student and
@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bench.resume import ROOT, about
 
@@ -27,6 +29,7 @@ RESULTS = ROOT / "bench" / "results" / "distributed.json"
 STEPS = 5
 TUNINGS = ("lora", "full")
 LAYOUTS = ("padded", "tree", "cache")
+PARTS = ("equality", "speed", "in_a_row")
 TIMED_SHAPE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 32, "num_attention_heads": 8}
 
 
@@ -51,52 +54,49 @@ def write_run(folder: Path, tuning: str, *, timed: bool = False) -> Path:
 
 
 def train(run_file: Path, name: str, count: int, **compute: Any) -> tuple[int, float]:
-    """The stages in `count` processes; exit code and seconds."""
+    """The stages in `count` processes forked from this one, which has imported torch; exit code and seconds."""
     extra = [f"compute.{key}={value}" for key, value in compute.items()]
-    command = [sys.executable, "-m", "bench.distributed", "--child", str(run_file), f"name={name}", *extra]
-    started = time.monotonic()
-    return processes.start(count, command), time.monotonic() - started
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    started, pids = time.monotonic(), list[int]()
+    for rank in range(count):
+        pid = os.fork()
+        if pid == 0:
+            os.environ.update(shared, MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank))
+            _leave(lambda: child([str(run_file), f"name={name}", *extra]))
+        pids.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    return next((code for code in codes if code), 0), time.monotonic() - started
+
+
+def _leave(work: Callable[[], None]) -> NoReturn:
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        os._exit(code)
 
 
 def child(arguments: list[str]) -> None:
-    """Collect, warm-up and the adversarial stage as the command does them; counts what travels."""
+    """Collect, warm-up and the adversarial stage as the command does them; counts what travels in the last."""
+    from tests.support.counting import Counting
+
     from gad.commands import common
     from gad.pipeline import Pipeline
-
-    counted = _count_bytes() if "RANK" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 else {}
 
     def stages(pipeline: Pipeline) -> None:
         pipeline.collect()
         pipeline.warmup()
-        before = dict(counted)
-        pipeline.adversarial()
-        travelled = {key: value - before.get(key, 0) for key, value in counted.items()}
-        (pipeline.folder / "bytes.json").write_text(json.dumps(travelled), encoding="utf-8")
+        with Counting() as counted:
+            pipeline.adversarial()
+        (pipeline.folder / "bytes.json").write_text(json.dumps(counted.bytes), encoding="utf-8")
 
     common.train(Path(arguments[0]), arguments[1:], stages)
-
-
-def _count_bytes() -> dict[str, int]:
-    """Bytes of the whole tensors that FSDP gathers and scatters, by kind of collective, as they happen."""
-    import torch.distributed as dist
-
-    counted: dict[str, int] = {}
-    for kind, place, names in (
-        ("all_gather", 0, ("all_gather_single", "all_gather_into_tensor")),
-        ("reduce_scatter", 1, ("reduce_scatter_single", "reduce_scatter_tensor")),
-    ):
-        name = next(name for name in names if hasattr(dist, name))  # renamed in torch 2.13
-        setattr(dist, name, _counting(getattr(dist, name), kind, place, counted))
-    return counted
-
-
-def _counting(function: Any, kind: str, place: int, counted: dict[str, int]) -> Any:
-    def count(*arguments: Any, **keywords: Any) -> Any:
-        tensor = arguments[place] if len(arguments) > place else keywords["input"]
-        counted[kind] = counted.get(kind, 0) + tensor.numel() * tensor.element_size()
-        return function(*arguments, **keywords)
-
-    return count
 
 
 def difference(ours: Path, theirs: Path) -> dict[str, Any]:
@@ -167,37 +167,53 @@ def speed(folder: Path) -> dict[str, Any]:
 
 
 def in_a_row(folder: Path, count: int) -> list[dict[str, Any]]:
-    """LoRA with FSDP again and again: exit code and seconds of each run."""
+    """LoRA with FSDP again and again, by the command, from its start to its end: exit code and seconds of each run."""
     run_file = write_run(folder, "lora")
-    outcomes = [train(run_file, f"row-{number}", 2) for number in range(count)]
-    return [{"exit_code": code, "seconds": round(seconds, 1)} for code, seconds in outcomes]
+    outcomes = []
+    for number in range(count):
+        name, started = f"name=row-{number}", time.monotonic()
+        _must((processes.start(1, [sys.executable, "-m", "gad", "collect", str(run_file), name]), 0.0))
+        code = processes.start(2, [sys.executable, "-m", "gad", "warmup", str(run_file), name])
+        outcomes.append({"exit_code": code, "seconds": round(time.monotonic() - started, 1)})
+        print(f"run {number + 1} of {count} in a row: exit code {code}", flush=True)
+    return outcomes
+
+
+def headline(rows: dict[str, Any]) -> dict[str, Any]:
+    """The figures that are looked up, from the rows that there are."""
+    found: dict[str, Any] = {}
+    if "equality" in rows:
+        found["max_relative_difference"] = max(row["max_relative_difference"] for row in rows["equality"])
+    if "speed" in rows:
+        median = rows["speed"]["median"]
+        found["speedup_2_processes"] = median["one"] / median["two_sharded"]
+        found["speedup_2_processes_whole_models"] = median["one"] / median["two_whole"]
+    if "in_a_row" in rows:
+        found["runs_in_a_row"] = len(rows["in_a_row"])
+        found["crashes"] = sum(row["exit_code"] != 0 for row in rows["in_a_row"])
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.distributed", description=__doc__)
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--runs", type=int, default=20, help="runs of LoRA with FSDP in a row (default 20)")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to do; others stay as they are")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    asked, rest = parser.parse_known_args()
-    if asked.child:
-        child(rest)
-        return
+    asked = parser.parse_args()
+    import gad.pipeline  # noqa: F401 - with torch, before the first fork
+
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        compared, timed, repeated = equality(folder), speed(folder), in_a_row(folder, asked.runs)
-    results = {
-        "max_relative_difference": max(row["max_relative_difference"] for row in compared),
-        "speedup_2_processes": timed["median"]["one"] / timed["median"]["two_sharded"],
-        "speedup_2_processes_whole_models": timed["median"]["one"] / timed["median"]["two_whole"],
-        "runs_in_a_row": len(repeated),
-        "crashes": sum(row["exit_code"] != 0 for row in repeated),
-        **about("make bench-distributed" if asked.runs == 20 else f"python -m bench.distributed --runs {asked.runs}"),
-        "rows": {"equality": compared, "speed": timed, "in_a_row": repeated},
-    }
+    before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
+    rows, of = before.get("rows", {}), before.get("parts", {})
+    work = {"equality": equality, "speed": speed, "in_a_row": lambda folder: in_a_row(folder, asked.runs)}
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({key: value for key, value in results.items() if key != "rows"}, indent=2))
+    with tempfile.TemporaryDirectory() as name:
+        for part in asked.only:
+            rows[part] = work[part](Path(name))
+            of[part] = about(f"python -m bench.distributed --only {part}")
+            results = {**headline(rows), **about("make bench-distributed"), "parts": of, "rows": rows}
+            asked.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            print(json.dumps(headline(rows), indent=2), flush=True)
 
 
 if __name__ == "__main__":

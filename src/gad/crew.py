@@ -93,6 +93,10 @@ class Crew(Protocol):
         """Sum the gradients that are not summed yet, scale them down to `max_norm`; the norm before."""
         ...
 
+    def broken(self, parameters: Sequence[nn.Parameter]) -> list[int]:
+        """Places of the parameters whose gradient is not finite, in whoever's share of it."""
+        ...
+
 
 class Member(Protocol):
     """What `everywhere` and `shared` need of the objects whose methods they mark."""
@@ -162,8 +166,17 @@ class Alone:
 
         return float(clip_grad_norm_(parameters, max_norm))
 
+    def broken(self, parameters: Sequence[nn.Parameter]) -> list[int]:
+        return [index for index, parameter in enumerate(parameters) if not finite(parameter.grad)]
+
 
 ALONE = Alone()
+
+
+def finite(tensor: Tensor | None) -> bool:
+    """Whether there is nothing in it that is not finite."""
+    return tensor is None or bool(tensor.isfinite().all())
+
 
 S = TypeVar("S", bound=Member)
 

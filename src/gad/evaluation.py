@@ -213,6 +213,7 @@ class Evaluation:
             batch_size=settings.batch_size,
             total_steps=steps,
             parts={"discriminator": trainer},
+            max_bad_steps=settings.max_bad_steps,
         )
         if not run.done:
             jobs = self._sample_jobs(run.drawn())

@@ -25,6 +25,7 @@ FREE = (
     "judging",
     "arena",
     "evaluation.models",
+    *(f"{stage}.max_bad_steps" for stage in ("seqkd", "warmup", "adversarial", "evaluation.independent")),
     *(f"teacher.{key}" for key in ("endpoint", "api", "limits", "prices", "max_cost_usd", "batch")),
 )
 """What may change while a run goes on: where and in what pieces it is computed, how often it is saved, who judges

@@ -100,6 +100,7 @@ class Pipeline:
             batch_size=settings.batch_size,
             total_steps=steps,
             parts={"student": student},
+            max_bad_steps=settings.max_bad_steps,
         )
         seqkd.train(run, student)
 
@@ -119,6 +120,7 @@ class Pipeline:
             batch_size=settings.batch_size,
             total_steps=sum(steps for _, steps in phases),
             parts={"student": student, "discriminator": discriminator},
+            max_bad_steps=settings.max_bad_steps,
         )
         sampling = Sampling() if self.config.adversarial is None else self.config.adversarial.sampling
         sampler = self._shop.sampler("warmup", sampling, settings.replies_per_prompt)

@@ -149,6 +149,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         raise
 
 
+def flush(path: Path) -> None:
+    """Have the disk hold what was written to a file or folder, where there is one."""
+    if path.exists():
+        _fsync(path)
+
+
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -58,6 +58,16 @@ class CheckpointConfig(Section):
     """The paper saves and tests every 50 steps."""
     keep_last: PositiveInt = 2
     """So many checkpoints of each stage are kept; more to choose from with `evaluation.checkpoint`."""
+    keep_best: NonNegativeInt = 0
+    """So many more are kept, those whose steps were best by `best_metric`."""
+    best_metric: str = "discriminator/accuracy_fresh"
+    """A name in `metrics.jsonl`, averaged over a checkpoint's `every_steps` steps; the default is how often the
+    discriminator tells the student's fresh replies from the teacher's. Stages that do not log it keep the last ones."""
+    best_is: Literal["lowest", "highest"] = "lowest"
+    """Which value of `best_metric` is best."""
+    in_background: bool = False
+    """Write while the next steps are made, from a copy in memory. A kill then loses the steps since the last checkpoint
+    that was written whole, which may be one earlier."""
 
 
 class IndependentDiscriminator(Section):
@@ -71,6 +81,8 @@ class IndependentDiscriminator(Section):
     """As `discriminator.layer`."""
     optimizer: Optimizer = Optimizer(learning_rate=2e-4, max_grad_norm=1.0)
     """2e-4 taught an adapter of the quickstart's size within an epoch."""
+    max_bad_steps: NonNegativeInt = 5
+    """As in `seqkd`."""
 
 
 class NamedDecoding(Section):

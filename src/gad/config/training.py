@@ -48,6 +48,9 @@ class SeqkdConfig(Section):
     """Prompts a step; the paper's."""
     optimizer: Optimizer = Optimizer(learning_rate=5e-6)
     """The paper's rate for full tuning."""
+    max_bad_steps: NonNegativeInt = 5
+    """An update whose loss or gradient is not finite is skipped, and noted in the folder `skipped`; after more than so
+    many the stage stops. It may change within a run."""
 
 
 class WarmupPhase(Section):
@@ -83,6 +86,8 @@ class WarmupConfig(Section):
     """The paper's rate with an open teacher; 1e-6 with GPT-5-Chat."""
     discriminator: Optimizer = Optimizer(learning_rate=5e-6)
     """As the student's, as in the paper."""
+    max_bad_steps: NonNegativeInt = 5
+    """As in `seqkd`, for each of the two."""
 
 
 class MeanOnly(Section):
@@ -226,7 +231,7 @@ class AdversarialConfig(Section):
     cross_entropy_weight: NonNegativeFloat = 0.0
     """Cross-entropy on the teacher's replies, mixed in: a dial from mode seeking back to coverage."""
     max_bad_steps: NonNegativeInt = 5
-    """A step whose loss or gradient is not finite is skipped; after this many the stage stops."""
+    """As in `seqkd`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> AdversarialConfig:

@@ -192,6 +192,10 @@ class Member:
         """What an optimizer trains."""
         return list(self.network.tensors(self.name).values())
 
+    def names(self) -> list[str]:
+        """What `parameters` are called, in the same order."""
+        return list(self.network.tensors(self.name))
+
     @everywhere("gathering weights")
     def state(self) -> dict[str, Tensor]:
         """Own weights by name, detached."""

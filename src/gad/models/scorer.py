@@ -68,6 +68,10 @@ class Scorer:
         """What an optimizer trains."""
         return [*self.member.parameters(), self.head_H]
 
+    def names(self) -> list[str]:
+        """What `parameters` are called, in the same order."""
+        return [*self.member.names(), HEAD]
+
     def state(self) -> dict[str, Tensor]:
         """Own weights by name, detached."""
         return {**self.member.state(), HEAD: self.head_H.detach()}

@@ -146,6 +146,11 @@ class LocalEngine:
             self.crew.tick()
             logits_RV = self._logits(states_RH, head_VH, sampling)
             ids_R, logps_R = draw(logits_RV, sampling, [row.generator for row in running])
+            if not logps_R.isfinite().all():
+                raise RolloutError(
+                    "the model's log-probabilities are not finite, so nothing can be sampled: its weights are broken, "
+                    "or its type is too narrow for it; use student.dtype float32, or a lower learning rate"
+                )
             ended_R = torch.isin(ids_R, self._stops).tolist()
             for row, token, logp, ended in zip(running, ids_R.tolist(), logps_R.tolist(), ended_R, strict=True):
                 if not row.finished:

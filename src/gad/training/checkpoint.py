@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,13 @@ class Checkpoint:
                 "finish the run with the version that began it, or start the stage anew"
             )
         return state
+
+    def is_due(self) -> bool:
+        """Whether it was saved because it was time to, and not because a stop was asked for."""
+        try:
+            return bool(self.state().get("due", True))
+        except (CheckpointError, OSError, ValueError, AttributeError):
+            return False  # damaged
 
     def tensors(self, part: str) -> dict[str, Tensor]:
         """The tensors of one part, on the CPU. Raises CheckpointError where it is absent."""
@@ -131,12 +138,16 @@ def latest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
     return None, passed
 
 
-def prune(folder: Path, stage: str, keep_last: int, step: int) -> None:
-    """Delete all but the latest checkpoints of a stage up to `step`.
+def prune(folder: Path, stage: str, step: int, choose: Callable[[Sequence[Checkpoint]], Collection[int]]) -> None:
+    """Delete the checkpoints of a stage up to `step` but for those whose steps `choose` picks.
 
     Later ones were passed over as damaged when the run was taken up: they must not push out what was saved since.
     """
-    for checkpoint in [checkpoint for checkpoint in find(folder, stage) if checkpoint.step <= step][keep_last:]:
+    found = [checkpoint for checkpoint in find(folder, stage) if checkpoint.step <= step]
+    stay = choose(found)
+    for checkpoint in found:
+        if checkpoint.step in stay:
+            continue
         doomed = checkpoint.path.with_name(f".{checkpoint.path.name}.tmp-pruned")
         checkpoint.path.rename(doomed)
         shutil.rmtree(doomed)

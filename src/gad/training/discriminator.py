@@ -19,6 +19,7 @@ from gad.models.scorer import Scorer
 from gad.records import RolloutGroup
 from gad.training import losses
 from gad.training.batching import Batcher
+from gad.training.evidence import Evidence, Row, group_rows
 from gad.training.optimizer import Metrics, Updater, entries
 
 
@@ -34,6 +35,7 @@ class DiscriminatorTrainer:
         self._updater = updater
         self.updates = step
         self.bad_steps = 0
+        self.evidence: Evidence | None = None
         self.crew = scorer.crew
         self.crew.adopt(self)
 
@@ -54,12 +56,19 @@ class DiscriminatorTrainer:
             "tokens/discriminator": tokens,
         }
         if self._updater is not None:
-            norm = self._updater.step(self.updates + 1)
+            norm = self._updater.step(self.updates + 1, loss)
             self.updates += 1
-            self.bad_steps += norm is None
+            if norm is None:
+                self._note(self._updater, loss, group_rows(groups, student_PG, "score"))
             metrics["discriminator/grad_norm"] = float("nan") if norm is None else norm
+            metrics["discriminator/skipped"] = float(norm is None)
         metrics["time/discriminator"] = time.perf_counter() - started
         return student_PG, metrics
+
+    def _note(self, updater: Updater, loss: float, batch: tuple[Row, ...]) -> None:
+        self.bad_steps += 1
+        broken = [name for index, name in enumerate(self.scorer.names()) if index in updater.broken]
+        self.evidence = Evidence(loss, updater.norm, tuple(broken), batch)
 
     @everywhere("scoring")
     def score(self, groups: Sequence[RolloutGroup]) -> tuple[Tensor, Tensor]:

@@ -48,21 +48,25 @@ class Updater:
             weight_decay=config.weight_decay,
             fused=(crew.size == 1 and _on_cpu_or_cuda(self._parameters)) or None,
         )
+        self.norm = 0.0
+        self.broken: list[int] = []
         self.crew.adopt(self)
 
-    def step(self, step: int) -> float | None:
+    def step(self, step: int, loss: float = 0.0) -> float | None:
         """Apply the gradients of update `step`, then clear them. Returns the gradient's norm before clipping.
 
-        None where the norm is not finite: then nothing was changed.
+        None where the norm or the `loss` is not finite: then nothing was changed, `norm` is what it was, and `broken`
+        holds the places of the parameters whose gradients were not finite.
         """
-        norm = self.crew.clip(self._parameters, self._config.max_grad_norm)
-        finite = math.isfinite(norm)
+        self.norm = self.crew.clip(self._parameters, self._config.max_grad_norm)
+        finite = math.isfinite(self.norm) and math.isfinite(loss)
+        self.broken = [] if finite else self.crew.broken(self._parameters)
         if finite:
             for group in self._adamw.param_groups:
                 group["lr"] = learning_rate(self._config, step, self._total_steps)
             self._adamw.step()
         self.discard()
-        return norm if finite else None
+        return self.norm if finite else None
 
     def discard(self) -> None:
         """Forget the gradients."""

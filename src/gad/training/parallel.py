@@ -26,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
 from gad.config.run import Shard
-from gad.crew import Call
+from gad.crew import Call, finite
 from gad.errors import ConfigError
 from gad.processes import Seat
 from gad.training.watch import END, Watch
@@ -220,6 +220,12 @@ class Team:
             for gradient in (*whole, *shards):
                 gradient.mul_(max_norm / (norm + 1e-6))
         return norm
+
+    def broken(self, parameters: Sequence[nn.Parameter]) -> list[int]:
+        gradients = [parameter.grad for parameter in parameters]
+        shares = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
+        counts = self.sum(torch.tensor([not finite(share) for share in shares], dtype=torch.float64))
+        return [index for index, count in enumerate(counts.tolist()) if count]
 
 
 def _square(tensors: Sequence[Tensor]) -> Tensor:

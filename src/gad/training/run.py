@@ -23,9 +23,11 @@ from gad.progress import Progress
 from gad.records import Example, TeacherReply
 from gad.seeds import stable_seed
 from gad.signals import StopRequest
-from gad.storage import JsonlWriter, keep_rows
-from gad.training import checkpoint
+from gad.storage import JsonlWriter, flush, keep_rows, read_jsonl
+from gad.training import checkpoint, evidence
 from gad.training.checkpoint import Checkpoint
+from gad.training.evidence import Evidence
+from gad.training.saving import Writing, kept
 from gad.training.trace import traced
 
 
@@ -33,6 +35,7 @@ class Trained(Protocol):
     """Something whose training state can be saved and taken up again."""
 
     bad_steps: int
+    evidence: Evidence | None
 
     def state(self) -> dict[str, Tensor]: ...
 
@@ -76,7 +79,7 @@ class StageRun:
         batch_size: int,
         total_steps: int,
         parts: Mapping[str, Trained],
-        max_bad_steps: int = 5,
+        max_bad_steps: int,
     ) -> None:
         self.stage = stage
         self.total_steps = total_steps
@@ -89,6 +92,7 @@ class StageRun:
         self._checkpoints = place.folder / CHECKPOINTS
         self.step = self._first_step = self._resume()
         self._saved_step = self.step
+        self._writing = Writing(in_background=place.checkpoints.in_background)
         self._note = ""
         self._epoch, self._order = -1, list[int]()
         self._last_time = time.perf_counter()
@@ -108,16 +112,19 @@ class StageRun:
         with self._place.progress.task(title, self.total_steps, self.step) as bar:
             while self.step < self.total_steps:
                 self._last_time = time.perf_counter()
-                with self._recording():
+                with self._recording(), self._writing.closing():
                     yield self.step + 1, self._batch(self.step)
                 self.step += 1
                 bar.advance(note=self._note)
                 if self._place.stop.signal_number is not None:
-                    self._save()
+                    if self._saved_step != self.step:
+                        self._save()
+                    self._writing.wait()
                     self._place.stop.check()
                 self._check_finite()
         if self._saved_step < self.total_steps:
             self._save()
+        self._writing.wait()
 
     def _recording(self) -> AbstractContextManager[None]:
         """Of the second step that is made, which is warm, or of the last one where there is no second."""
@@ -143,6 +150,12 @@ class StageRun:
         self._note = "  ".join(f"{name.split('/')[1]} {row[name]:.3g}" for name in shown if name in row)
         with JsonlWriter(self._metrics_path) as writer:
             writer.append({name: _json_number(value) for name, value in row.items()})
+        for name, part in self._parts.items():
+            if part.evidence is not None:
+                kept = evidence.write(self._place.folder, self.stage, step, name, part.evidence)
+                what = f"{self.stage}, step {step}: the {name}'s {part.evidence.what()}; its update is skipped"
+                self._place.progress.say(f"{what}, {kept} holds what it was made of")
+                part.evidence = None
 
     def checkpoint_if_due(self, step: int) -> None:
         """Save after every so many steps and after the last one."""
@@ -151,11 +164,20 @@ class StageRun:
 
     def _save(self, step: int | None = None) -> None:
         step = self.step if step is None else step
-        parts = {name: part.state() for name, part in self._parts.items()}
-        state = {"total_steps": self.total_steps, "done": step >= self.total_steps, "torch": torch.__version__}
-        checkpoint.save(self._checkpoints, self.stage, step, parts, state)
-        checkpoint.prune(self._checkpoints, self.stage, self._place.checkpoints.keep_last, step)
+        parts = {name: self._writing.snapshot(part.state()) for name, part in self._parts.items()}
+        done = step >= self.total_steps
+        due = done or step % self._place.checkpoints.every_steps == 0
+        state = {"total_steps": self.total_steps, "done": done, "due": due, "torch": torch.__version__}
+        self._writing.do(lambda: self._write(step, parts, state))
         self._saved_step = step
+
+    def _write(self, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        flush(self._metrics_path)  # what a checkpoint goes on from must not be lost with the machine's memory
+        checkpoint.save(self._checkpoints, self.stage, step, parts, state)
+        checkpoint.prune(self._checkpoints, self.stage, step, self._kept)
+
+    def _kept(self, found: Sequence[Checkpoint]) -> set[int]:
+        return kept(found, self.stage, self._place.checkpoints, lambda: read_jsonl(self._metrics_path))
 
     def _resume(self) -> int:
         found, passed = checkpoint.latest(self._checkpoints, self.stage)
@@ -191,10 +213,12 @@ class StageRun:
             if part.bad_steps > self._max_bad_steps:
                 bad_steps, part.bad_steps = part.bad_steps, 0  # a run that is taken up again has its allowance again
                 self._save()
+                self._writing.wait()
                 raise TrainingStopped(
-                    f"{self.stage}: the {name}'s gradient was not finite in {bad_steps} steps, the last of them "
-                    f"step {self.step}; those steps changed nothing. Begin again under "
-                    "another name with a lower learning rate, or in float32 (`gad fork` keeps the stages before it); "
+                    f"{self.stage}: the {name}'s loss or gradient was not finite in {bad_steps} steps, the last of "
+                    f"them step {self.step}; those steps did not change it. What they were made of is in "
+                    f"{self._place.folder / evidence.FOLDER}. Begin again under another name with a lower learning "
+                    "rate, or in float32 (`gad fork` keeps the stages before it); "
                     f"the state is saved in {self._checkpoints / f'{self.stage}-{self.step}'}"
                 )
 

@@ -6,7 +6,7 @@ P prompts, G replies per prompt, B = P * G rows, T reply tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from gad.models.tokens import Codec
 from gad.records import Example, Prompt, RolloutGroup, TeacherReply
 from gad.training import losses
 from gad.training.batching import Batcher, MicroBatch
+from gad.training.evidence import Evidence, Row, example_rows, group_rows
 from gad.training.losses import Totals
 from gad.training.optimizer import Metrics, Updater, entries
 
@@ -56,6 +57,7 @@ class StudentTrainer:
         self._reference = reference
         self.updates = 0
         self.bad_steps = 0
+        self.evidence: Evidence | None = None
         self.crew = member.crew
         self.crew.adopt(self)
 
@@ -74,9 +76,10 @@ class StudentTrainer:
                     (loss * 0.0 if part.spare else loss).backward()
                 if not part.spare:
                     total += loss.item()
+        loss = self.crew.sum(total).item()
         return {
-            "student/cross_entropy": self.crew.sum(total).item(),
-            "student/grad_norm": self._step(),
+            "student/cross_entropy": loss,
+            **self._step(loss, lambda: example_rows(examples)),
             "tokens/imitated": total_tokens,
             "time/student": time.perf_counter() - started,
         }
@@ -103,7 +106,7 @@ class StudentTrainer:
         metrics = {
             "student/loss": sums.loss,
             "student/entropy": sums.entropy / sampled,
-            "student/grad_norm": self._step(),
+            **self._step(sums.loss, lambda: group_rows(groups, advantages_PG, "advantage")),
             "rollout/logp_gap": sums.logp_gap / sampled,
             "tokens/trained": float(sampled + imitated),
             "tokens/student": sums.tokens,
@@ -196,11 +199,14 @@ class StudentTrainer:
             replies.append(self._codec.reply_ids(group.teacher.text, finished=group.teacher.finished).token_ids)
         return TokenGroup(self._codec.prompt_ids(group.example.prompt), tuple(replies))
 
-    def _step(self) -> float:
+    def _step(self, loss: float, batch: Callable[[], tuple[Row, ...]]) -> Metrics:
         self.updates += 1
-        norm = self._updater.step(self.updates)
-        self.bad_steps += norm is None
-        return float("nan") if norm is None else norm
+        norm = self._updater.step(self.updates, loss)
+        if norm is None:
+            self.bad_steps += 1
+            broken = [name for index, name in enumerate(self.member.names()) if index in self._updater.broken]
+            self.evidence = Evidence(loss, self._updater.norm, tuple(broken), batch())
+        return {"student/grad_norm": float("nan") if norm is None else norm, "student/skipped": float(norm is None)}
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next update depends on."""

@@ -151,7 +151,7 @@ class Keeper:
         self._named = dict(named)
         self.gradients: dict[str, Tensor] = {}
 
-    def step(self, step: int) -> float:
+    def step(self, step: int, loss: float = 0.0) -> float:
         self.gradients = {
             name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.clone()
             for name, tensor in self._named.items()

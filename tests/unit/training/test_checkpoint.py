@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,13 +221,17 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
         made.tensors("student")
 
 
+def last(count: int) -> Callable[[Sequence[checkpoint.Checkpoint]], list[int]]:
+    return lambda found: [each.step for each in found[:count]]
+
+
 def test_pruning(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10):
         put(tmp_path, step)
     put(tmp_path, 1, "warmup")
-    prune(tmp_path, "adversarial", keep_last=2, step=10)
+    prune(tmp_path, "adversarial", 10, last(2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adversarial-10", "adversarial-3", "warmup-1"]
-    prune(tmp_path, "adversarial", keep_last=2, step=10)
+    prune(tmp_path, "adversarial", 10, last(2))
     assert len(find(tmp_path, "adversarial")) == 2
 
 
@@ -235,7 +239,7 @@ def test_a_damaged_later_one_does_not_push_out_what_is_saved_since(tmp_path: Pat
     put(tmp_path, 1)
     truncate(put(tmp_path, 5).path)
     put(tmp_path, 2)
-    prune(tmp_path, "adversarial", keep_last=1, step=2)
+    prune(tmp_path, "adversarial", 2, last(1))
     assert [c.step for c in find(tmp_path, "adversarial")] == [5, 2]
     assert_is(latest(tmp_path, "adversarial")[0], 2)
 
@@ -361,7 +365,7 @@ while True:
         limit = point
         checkpoint.save(folder, "warmup", 3, parts(3), {})
         checkpoint.save(folder, "warmup", 2, parts(4), {})
-        checkpoint.prune(folder, "warmup", 2, 3)
+        checkpoint.prune(folder, "warmup", 3, lambda found: [each.step for each in found[:2]])
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     if status == 0:
@@ -407,7 +411,7 @@ import torch
 from gad.training import checkpoint
 for step in range(1, 10_000):
     checkpoint.save(Path(sys.argv[1]), "warmup", step, {"student": {"w": torch.full((300_000,), float(step))}}, {})
-    checkpoint.prune(Path(sys.argv[1]), "warmup", 2, step)
+    checkpoint.prune(Path(sys.argv[1]), "warmup", step, lambda found: [each.step for each in found[:2]])
     print(step, flush=True)
 """
 

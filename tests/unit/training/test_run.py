@@ -24,6 +24,7 @@ from gad.errors import CheckpointError, Interrupted, ModelError, TrainingStopped
 from gad.records import Example, Prompt, TeacherReply
 from gad.signals import StopRequest
 from gad.storage import read_jsonl
+from gad.training.evidence import Evidence
 from gad.training.run import Drawn, Place, StageRun, done_checkpoint
 
 
@@ -33,6 +34,7 @@ class Part:
 
     value: float = 0.0
     bad_steps: int = 0
+    evidence: Evidence | None = None
 
     def learn(self, batch: list[Drawn]) -> None:
         for drawn in batch:
@@ -98,7 +100,7 @@ class Setup:
             self.stop,
             self.profile,
         )
-        options = {"batch_size": 4, "total_steps": 10, "parts": {"part": part or Part()}, **changes}
+        options = {"batch_size": 4, "total_steps": 10, "max_bad_steps": 5, "parts": {"part": part or Part()}, **changes}
         made = options.pop("examples", examples(10))
         return StageRun(options.pop("stage", "warmup"), place, made, **options)
 
@@ -352,7 +354,7 @@ def test_too_many_bad_steps_stop_the_stage_and_it_can_be_taken_up(tmp_path: Path
     with pytest.raises(TrainingStopped) as stopped:
         train(setup.run(part, max_bad_steps=2), part, at=at)
     message = str(stopped.value)
-    assert message.startswith("warmup: the part's gradient was not finite in 3 steps, the last of them step 5;")
+    assert message.startswith("warmup: the part's loss or gradient was not finite in 3 steps, the last of them step 5;")
     assert message.endswith(f"the state is saved in {tmp_path / 'checkpoints' / 'warmup-5'}")
     assert checkpoints(tmp_path) == ["warmup-3", "warmup-5"]
     part = Part()
