@@ -82,10 +82,31 @@ def test_bytes_of_a_step(size: int, here: int, shard: Shard, tuning: Tuning, lay
     assert counted.bytes["all_reduce"] - small_sums(size, split, players) == expected.reduced + expected.across
 
 
+@pytest.mark.parametrize("tuning", [Lora(rank=RANK), Full()], ids=["lora", "full"])
+@pytest.mark.parametrize("architecture", ["smollm", "qwen3"])
+@pytest.mark.parametrize("layout", ["padded", "cache"])
+def test_each_micro_batch_gathers_anew(tuning: Tuning, architecture: str, layout: Any) -> None:
+    with team(0, 2, 2, "all") as crew:
+        model = tiny.model(architecture)
+        players = Players(model, tuning, crew, layout, architecture, budget=400)
+        counted = players.step(16)
+        expected = computed(
+            Sharing(Shape.of(model.config.to_dict()), Split(2), 4, players.rank),
+            layout,
+            players.spies[0].batches,
+            players.spies[1].batches,
+        )
+    assert all(spy.batches > 1 for spy in players.spies)
+    assert counted.bytes["all_gather"] == expected.gathered
+    assert counted.bytes["reduce_scatter"] == expected.scattered
+
+
 class Players:
     """Student and discriminator as a run makes them: adapters of one base, or a network each."""
 
-    def __init__(self, model: Any, tuning: Tuning, crew: Team, layout: Any, architecture: str) -> None:
+    def __init__(
+        self, model: Any, tuning: Tuning, crew: Team, layout: Any, architecture: str, budget: int = 4096
+    ) -> None:
         self.crew = crew
         self.network = Network(model, tuning, crew=crew)
         self.plain = self.network.plain_copy()
@@ -97,12 +118,14 @@ class Players:
         self.member = self.network.member("student", seed=1)
         self.updater = Updater(self.member.parameters(), Optimizer(learning_rate=1e-3), 9, crew)
         scorer = Scorer(other.member("discriminator", seed=2), game.codec(), layer=LAYER, like_student=True)
-        compute = ComputeConfig(device="cpu", layout=layout)
+        compute = ComputeConfig(device="cpu", layout=layout, tokens_per_micro_batch=budget)
         batcher = Batcher.of(compute, torch.device("cpu"), self.network.config, crew)
         reference = self.network.member("reference", seed=3) if self.rank else None
-        self.student = StudentTrainer(self.member, game.codec(), batcher, self.updater, reference=reference)
+        spies: list[Any] = [game.SpyBatcher(batcher), game.SpyBatcher(batcher)]
+        self.spies = spies
+        self.student = StudentTrainer(self.member, game.codec(), spies[0], self.updater, reference=reference)
         other_updater = Updater(scorer.parameters(), Optimizer(learning_rate=1e-3), 9, crew)
-        self.discriminator = DiscriminatorTrainer(scorer, batcher, BradleyTerry(), other_updater)
+        self.discriminator = DiscriminatorTrainer(scorer, spies[1], BradleyTerry(), other_updater)
 
     def own_bytes(self) -> int:
         """What is kept of a trained model: its weights, and for what is trained a gradient and two moments."""
@@ -111,12 +134,12 @@ class Players:
         weights = [*others, *(self.member.parameters() if self.rank else ())]
         return sum(_local(weight) * 4 * (4 if id(weight) in trained else 1) for weight in weights)
 
-    def step(self) -> Counting:
-        groups = game.groups()
+    def step(self, count: int = 4) -> Counting:
+        groups = (game.groups() * count)[:count]
         with Counting() as counted:
             self.member.write_into(self.plain)
             self.discriminator.update(groups)
-            self.student.update(groups, torch.ones(4, 3), OBJECTIVE)
+            self.student.update(groups, torch.ones(count, 3), OBJECTIVE)
         return counted
 
 
@@ -125,14 +148,17 @@ def _local(weight: nn.Parameter) -> int:
     return int(getattr(weight, "_local_tensor", weight).numel())
 
 
-def computed(sharing: Sharing, layout: str) -> Traffic:
-    """A step of four groups, one micro-batch in a process: to the sampler, the discriminator, the student."""
+def computed(sharing: Sharing, layout: str, of_student: int = 1, of_discriminator: int = 1) -> Traffic:
+    """A step of four groups: to the sampler, the discriminator, the student."""
     passes = 2 if layout == "cache" else 1
     read_out = Traffic(reduced=sharing.shape.embedding[1] * 4)
-    discriminator = sharing.trained(layers=LAYER, passes=passes, heads=0) + sharing.update(layers=LAYER, head=False)
-    reference = Traffic() if sharing.rank is None else sharing.forward(passes=passes)
-    student = sharing.trained(passes=passes) + sharing.update()
-    return sharing.to_sample() + discriminator + read_out + reference + student
+    total = sharing.to_sample() + read_out + sharing.update(layers=LAYER, head=False) + sharing.update()
+    for _ in range(of_discriminator):
+        total += sharing.trained(layers=LAYER, passes=passes, heads=0)
+    for _ in range(of_student):
+        total += sharing.trained(passes=passes)
+        total += Traffic() if sharing.rank is None else sharing.forward(passes=passes)
+    return total
 
 
 def small_sums(size: int, split: Split, players: Players) -> int:

@@ -150,11 +150,14 @@ class StageRun:
         self._note = "  ".join(f"{name.split('/')[1]} {row[name]:.3g}" for name in shown if name in row)
         with JsonlWriter(self._metrics_path) as writer:
             writer.append({name: _json_number(value) for name, value in row.items()})
+        self._note_skipped(step)
+
+    def _note_skipped(self, step: int) -> None:
         for name, part in self._parts.items():
             if part.evidence is not None:
-                kept = evidence.write(self._place.folder, self.stage, step, name, part.evidence)
+                path = evidence.write(self._place.folder, self.stage, step, name, part.evidence)
                 what = f"{self.stage}, step {step}: the {name}'s {part.evidence.what()}; its update is skipped"
-                self._place.progress.say(f"{what}, {kept} holds what it was made of")
+                self._place.progress.say(f"{what}, {path} holds what it was made of")
                 part.evidence = None
 
     def checkpoint_if_due(self, step: int) -> None:

@@ -76,10 +76,10 @@ class StudentTrainer:
                     (loss * 0.0 if part.spare else loss).backward()
                 if not part.spare:
                     total += loss.item()
-        loss = self.crew.sum(total).item()
+        cross_entropy = self.crew.sum(total).item()
         return {
-            "student/cross_entropy": loss,
-            **self._step(loss, lambda: example_rows(examples)),
+            "student/cross_entropy": cross_entropy,
+            **self._step(cross_entropy, lambda: example_rows(examples)),
             "tokens/imitated": total_tokens,
             "time/student": time.perf_counter() - started,
         }

@@ -18,7 +18,7 @@ import torch
 from gad.config.run import CheckpointConfig
 from gad.errors import Interrupted, RunFolderError
 from gad.signals import StopRequest
-from gad.training import checkpoint, run
+from gad.training import checkpoint
 from gad.training.run import Place, StageRun
 from gad.training.saving import Writing, kept
 from unit.training.test_run import Heard, Part, checkpoints, examples
@@ -132,7 +132,7 @@ def test_in_the_background_the_next_step_is_made_meanwhile(tmp_path: Path, monke
         assert step == len(VALUES) or made.wait(60)
         return real(folder, stage, step, *rest)
 
-    monkeypatch.setattr(run.checkpoint, "save", slow)
+    monkeypatch.setattr(checkpoint, "save", slow)
     part = Part()
     config = CheckpointConfig(every_steps=2, keep_last=9, in_background=True)
     stage = StageRun(
