@@ -11,7 +11,7 @@ from torch import Tensor
 from gad.build import Workshop
 from gad.config.compared import LocalModel
 from gad.config.run import RunConfig
-from gad.errors import RunFolderError
+from gad.errors import CheckpointError, RunFolderError
 from gad.folder import CHECKPOINTS
 from gad.models.tokens import Codec
 from gad.rollout.local import LocalEngine
@@ -84,6 +84,12 @@ class Arms:
                 else f"which evaluation.models names; it holds {', '.join(map(str, found)) or 'none'}"
             )
             raise RunFolderError(f"{self._folder / CHECKPOINTS} holds no {stage}-{step}, {way_out}")
+        damage = found[step].damage()
+        if damage is not None:
+            raise CheckpointError(
+                f"{found[step].path} is damaged ({damage}): delete this folder and run the same command again; what "
+                f"is left is used, or made again by `gad {stage}`. Delete {CHOICE} too where it names this checkpoint"
+            )
         return entries(found[step].tensors("student"), "weights.")
 
     def _chosen(self) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from gad.stages.measure import scores_path
 from gad.stages.replies import REPLIES, missing, read_replies, replies_path
 from gad.storage import write_json, write_jsonl
 from gad.training import checkpoint
+from gad.training.checkpoint import Checkpoint
 from gad.training.discriminator import DiscriminatorTrainer
 from gad.training.run import Place, StageRun
 
@@ -233,7 +234,7 @@ class Evaluation:
         path = self.folder / CHOICE
         if path.exists() or self.config.adversarial is None:
             return
-        candidates = checkpoint.find(self.folder / CHECKPOINTS, "adversarial")
+        candidates = self._candidates()
         settings = self.config.evaluation.checkpoint
         if not candidates:
             raise RunFolderError(f"{self.folder} holds no adversarial checkpoint: run `gad adversarial` first")
@@ -263,6 +264,17 @@ class Evaluation:
                 "reason": reason,
             },
         )
+
+    def _candidates(self) -> list[Checkpoint]:
+        """The adversarial checkpoints that are whole, the latest first; what is wrong with the others is said."""
+        found = checkpoint.find(self.folder / CHECKPOINTS, "adversarial")
+        damages = {candidate.step: candidate.damage() for candidate in found}
+        for candidate in found:
+            if damages[candidate.step] is not None:
+                self._place.progress.say(
+                    f"checkpoint {candidate.path.name} is damaged ({damages[candidate.step]}): it is not chosen from"
+                )
+        return [candidate for candidate in found if damages[candidate.step] is None]
 
     def _teacher_replies(self) -> None:
         """The teacher's own replies, counted in the student's tokens."""

@@ -124,6 +124,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     A folder that was at `path` before is replaced, and stays when the block raises.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -147,6 +148,24 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Delete what processes of this machine that are no more left half written of a folder."""
+    for left in path.parent.glob(f".{path.name}.tmp-*"):
+        process = left.name.rpartition("-")[2]
+        if process.isdigit() and ".tmp-old-" not in left.name and not _lives(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def flush(path: Path) -> None:

@@ -7,8 +7,10 @@ two real processes compute the right thing is shown in `test_two_processes.py`.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +37,7 @@ from support.counting import Counting
 from unit.training import game
 
 pytestmark = pytest.mark.distributed
+ROOT = Path(__file__).parents[2]
 RANK = 4
 OBJECTIVE = PolicyObjective(Clipped(), Kl(weight=0.1), 0.0, game.TEMPERATURE, game.LIMIT)
 LAYER = 2
@@ -213,3 +216,13 @@ def test_what_a_process_sends() -> None:
     assert Traffic(across=100).sent(Split(8, 4)) == 150
     assert Traffic(1, 2, 3, 4) + Traffic(10, 20, 30, 40) == Traffic(11, 22, 33, 44)
     assert (Split(5).share((11, 3)), Split(5).whole((11, 3))) == (9, 45)
+
+
+def test_the_page_on_scaling_has_these_figures() -> None:
+    """The tables are made from the arithmetic that the tests above check."""
+    spec = importlib.util.spec_from_file_location("scaling_page", ROOT / "scripts/scaling_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    assert made.BEGIN + made.tables() + made.END in made.PAGE.read_text(encoding="utf-8")
