@@ -112,17 +112,18 @@ def _repeat_first(client: Any) -> None:
     import httpx2
 
     build: Callable[..., httpx2.Request] = client._build_request
-    first: tuple[str, httpx2.URL, list[tuple[bytes, bytes]]] | None = None
+    first: tuple[httpx2.Request, list[tuple[bytes, bytes]]] | None = None
 
     def build_another(options: Any, **more: Any) -> httpx2.Request:
         nonlocal first
         if first is None:
             request = build(options, **more)
-            kept = [(name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
-            first = request.method, request.url, kept
+            first = request, [(name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
             return request
-        method, url, headers = first
-        return httpx2.Request(method, url, headers=headers, content=options.content)
+        like, headers = first
+        return httpx2.Request(
+            like.method, like.url, headers=headers, content=options.content, extensions=dict(like.extensions)
+        )
 
     client._build_request = build_another
 

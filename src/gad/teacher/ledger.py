@@ -90,7 +90,8 @@ class Ledger:
 
     def _scan(self, number: int, path: Path) -> None:
         """Take in a file, as far as its lines are whole: another process may be writing the last one."""
-        chunk: dict[bytes, list[int]] = {}
+        # Tuples of numbers: the garbage collector stops looking at them, as it would not at lists.
+        chunk: dict[bytes, tuple[int, int, int]] = {}
         models: Counter[bytes] = Counter()
         match, states, model_of, spent, maybe = HEAD.match, _STATES, MODEL.match, 0.0, 0.0
         with path.open("rb", buffering=_READ) as file:
@@ -108,15 +109,15 @@ class Ledger:
                 known = chunk.get(key)
                 if state in _ASKED:
                     if known is None:
-                        chunk[key] = [state, place, -1]
+                        chunk[key] = state, place, -1
                     elif known[0] != _REPLY:
-                        known[0], known[1] = state, place if known[1] < 0 else known[1]
+                        chunk[key] = state, place if known[1] < 0 else known[1], known[2]
                 else:
                     spent, maybe = spent + float(usd), maybe + float(maybe_usd)
                     if known is None:
-                        chunk[key] = [state, -1, place]
+                        chunk[key] = state, -1, place
                     elif known[0] != _REPLY:
-                        known[0], known[2] = state, place
+                        chunk[key] = state, known[1], place
                     if state == _REPLY:
                         name = model_of(line, found.end())
                         models[name[1] if name else b"null"] += 1
@@ -126,10 +127,8 @@ class Ledger:
         self._flush(chunk)
         self._add(spent, maybe, models)
 
-    def _flush(self, chunk: dict[bytes, list[int]]) -> None:
-        self.index.put(
-            (unhexlify(key), state, asked, at) for key in sorted(chunk) for state, asked, at in (chunk[key],)
-        )
+    def _flush(self, chunk: dict[bytes, tuple[int, int, int]]) -> None:
+        self.index.put((unhexlify(key), *chunk[key]) for key in sorted(chunk))
         chunk.clear()
 
     def _add(self, spent: float, maybe: float, models: Counter[bytes]) -> None:
