@@ -177,6 +177,7 @@ def about() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}",
         "command": "make bench-collect",
+        "load_average": os.getloadavg()[0],
     }
 
 

@@ -87,7 +87,7 @@ class BatchBook:
             failure.message = self._caller.scrub.text(failure.message)
             lasting = failure.next is Next.GIVE_UP
             maybe = work.hold if failure.maybe_paid else 0.0
-            purse.settle(0.0, 0.0, maybe)
+            purse.settle(0.0, failure.usd, maybe)
             if lasting:
                 self.given_up += 1
             else:
@@ -109,19 +109,23 @@ class BatchBook:
             text = f"{error.get('code')}: {error.get('message')}"
             raise Failure("failed in a batch", text, Next.RETRY)
         content = json.dumps(response["body"]).encode()
-        status = int(response.get("status_code") or 0)
+        status = response.get("status_code")
         if status != 200:
-            raise of_status(status, {}, content, time.time())
+            raise of_status(status if isinstance(status, int) else 500, {}, content, time.time())
         try:
             answer = read_body(self._config.api, self._caller.scrub.bytes(content))
         except Malformed as malformed:
-            raise of_malformed(malformed, {}) from None
+            failure = of_malformed(malformed, {})
+            if malformed.usage is not None:
+                failure.usd = work.cost(self._caller.prices, malformed.usage)
+            raise failure from None
         headers = {"x-request-id": str(response.get("request_id") or "")}
         return reply_of(work, answer, headers, self._caller.prices, self._guess, time.time())
 
     def _failed_line(self, work: Work, failure: Failure, maybe: float, lasting: bool) -> bytes:
         event = "givenup" if lasting else "failed"
-        return failed_line(event, work.key, work.request, 1, 0.0, maybe, failure.reason, failure.message, time.time())
+        usd, reason, message = failure.usd, failure.reason, failure.message
+        return failed_line(event, work.key, work.request, 1, usd, maybe, reason, message, time.time())
 
     def give_up(self, key: str) -> None:
         """A request that failed in one batch after another."""
@@ -162,7 +166,7 @@ def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
             for line in file:
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
                 if isinstance(row, dict):
                     yield row

@@ -28,7 +28,7 @@ class Failure(Exception):
 
     reason: one of few, to count by. message: the provider's words, or the connection's.
     maybe_paid: the provider may have written, and charged for, a reply that never arrived whole.
-    retry_after: seconds, where the provider said so.
+    retry_after: seconds, where the provider said so. usd: what it cost all the same, by its usage.
     """
 
     reason: str
@@ -36,6 +36,7 @@ class Failure(Exception):
     next: Next
     maybe_paid: bool = False
     retry_after: float | None = None
+    usd: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}" if self.message else self.reason

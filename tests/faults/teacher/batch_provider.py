@@ -16,7 +16,8 @@ class BatchProvider(Provider):
     """A batch goes through `statuses`, one at each look; the last one stays.
 
     fates: what becomes of a request of the user's text, the first time: "server error", "bad request", "expired",
-    "missing". lose: POST /v1/batches creates a batch and answers nothing, so many times.
+    "missing", "no choices" (which is paid for), "nonsense".
+    lose: POST /v1/batches creates a batch and answers nothing, so many times.
     """
 
     def __init__(self, statuses: tuple[str, ...] = ("validating", "in_progress", "completed"), **more: Any) -> None:
@@ -107,6 +108,16 @@ class BatchProvider(Provider):
             if fate == "missing":
                 continue
             answer: dict[str, Any] = {"id": "x", "custom_id": row["custom_id"], "response": None, "error": None}
+            if fate == "nonsense":
+                answer["response"] = {"status_code": "none", "body": [[]]}
+                good.append(answer)
+                continue
+            if fate == "no choices":
+                whole = {**completion(text, row["body"]), "choices": []}
+                self.books.usd += price(whole["usage"]) / 2
+                answer["response"] = {"status_code": 200, "request_id": "req-b", "body": whole}
+                good.append(answer)
+                continue
             if fate is None:
                 whole = completion(text, row["body"])
                 self.books.bought[text] += 1

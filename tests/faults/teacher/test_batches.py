@@ -67,6 +67,18 @@ def test_partial_failure_and_expiry_go_into_later_batches(tmp_path: Path) -> Non
         assert again.kept == COUNT
 
 
+def test_a_reply_without_choices_is_paid_for_and_asked_again(tmp_path: Path) -> None:
+    fates = {f"Question number {n}": ("no choices", "nonsense")[n % 2] for n in range(0, COUNT, 3)}
+    with BatchProvider() as provider:
+        provider.fates = dict(fates)
+        summary, _ = run(config(provider), prompts(COUNT), tmp_path, batch=True)
+        check_nothing_lost(provider, tmp_path, prompts(COUNT))
+        assert summary.kept == COUNT
+        assert summary.spent_usd == pytest.approx(provider.books.usd, abs=1e-9)
+        again, _ = run(config(provider), prompts(COUNT), tmp_path, batch=True)
+        assert again.spent_usd == pytest.approx(provider.books.usd, abs=1e-9)
+
+
 def test_what_fails_in_every_batch_is_given_up(tmp_path: Path) -> None:
     class Stubborn(dict[str, str]):
         def pop(self, key: str, default: Any = None) -> Any:
