@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
 import secrets
 import socket
 from collections.abc import Callable
@@ -269,10 +270,11 @@ def _tokens(path: Path, raters: tuple[str, ...]) -> dict[str, str]:
         raise RunFolderError(f"{path}: not tokens; delete the file, and everyone gets a new link")
     tokens = {name: known.get(name) or secrets.token_urlsafe(24) for name in (RESULTS, *raters)}
     if not tokens.keys() <= known.keys():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        write_json(path, {**known, **tokens})
-        path.chmod(0o600)
+        before = os.umask(0o077)
+        try:
+            write_json(path, {**known, **tokens})
+        finally:
+            os.umask(before)
     return tokens
 
 
