@@ -203,15 +203,16 @@ def main() -> None:
     import gad.pipeline  # noqa: F401 - with torch, before the first fork
 
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
-    rows, of = before.get("rows", {}), before.get("parts", {})
     work = {"equality": equality, "speed": speed, "in_a_row": lambda folder: in_a_row(folder, asked.runs)}
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         for part in asked.only:
-            rows[part] = work[part](Path(name))
+            done = work[part](Path(name))
+            before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
+            rows, of = {**before.get("rows", {}), part: done}, before.get("parts", {})
             of[part] = about(f"python -m bench.distributed --only {part}")
-            results = {**headline(rows), **about("make bench-distributed"), "parts": of, "rows": rows}
+            command = "make bench-distributed" if len(rows) == len(PARTS) else f"parts: {', '.join(rows)}"
+            results = {**headline(rows), **about(command), "parts": of, "rows": rows}
             asked.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
             print(json.dumps(headline(rows), indent=2), flush=True)
 

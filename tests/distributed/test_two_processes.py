@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from gad.config.run import RunConfig
+from gad.storage import lock
 from support import runs, tiny
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -142,6 +144,16 @@ def test_full_tuning_is_sharded_and_ends_as_in_one(tmp_path: Path) -> None:
     two = made.config.folder.parent / "two"
     assert weights_differ(two, one) < 1e-6
     same_numbers(two, one)
+    # What one process saved is taken up by two, moments of sharded matrices included.
+    left = made.config.folder.parent / "left"
+    shutil.copytree(one, left)
+    config = made.config.model_copy(update={"name": "left"}).model_dump(mode="json")
+    (left / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    shutil.rmtree(left / "checkpoints/adversarial-3")
+    done = gad(made, "adversarial", "name=left", "--nproc", "2")
+    assert done.returncode == 0, done.stderr
+    assert weights_differ(left, one) < 1e-6
+    assert "adversarial: 3/3" in done.stderr
 
 
 def test_four_processes_as_two_machines(tiny_run: Setting, alone: Path) -> None:
@@ -204,6 +216,11 @@ FAULTS = {
     "killed in the student's update": (1, "updating the student", "kill"),
     "killed in the discriminator's update": (1, "updating the discriminator", "kill"),
     "killed while a checkpoint is gathered": (1, "gathering weights", "kill"),
+    "killed while models are loaded": (1, "loading models", "kill"),
+    "killed in the imitation": (1, "imitating the teacher", "kill"),
+    "killed while weights are gathered to sample": (1, "gathering weights to sample", "kill"),
+    "killed while it measures likelihoods": (1, "measuring likelihoods", "kill"),
+    "killed while it scores": (1, "scoring", "kill"),
     "the first one killed": (0, "updating the student", "kill"),
     "stopped": (1, "sampling", "stop"),
     "hangs": (1, "updating the student", "hang"),
@@ -264,6 +281,35 @@ def test_sigterm_to_any_of_them_saves_and_leaves(tiny_run: Setting, alone: Path)
     done = gad(tiny_run, "run", "name=stopped", "--nproc", "2")
     assert done.returncode == 0, done.stderr
     same_numbers(tiny_run.config.folder.parent / "stopped", alone)
+
+
+@pytest.mark.faults
+def test_a_step_that_is_not_finite_is_skipped_by_all(tmp_path: Path) -> None:
+    """Each process has a share of the batch, and none of the others' loss: all skip, and one file says why."""
+    wild = {"learning_rate": 1e37, "max_grad_norm": 1.0, "weight_decay": 0.0}
+    made = setting(tmp_path, seqkd={"epochs": 2, "batch_size": 4, "optimizer": wild, "max_bad_steps": 1})
+    assert gad(made, "collect").returncode == 0
+    done = gad(made, "seqkd", "--nproc", "2")
+    assert done.returncode == 1, done.stderr
+    assert "the student's loss or gradient was not finite in 2 steps, the last of them step 3" in done.stderr
+    assert done.stderr.count("error:") == 1
+    folder = made.config.folder
+    assert [path.name for path in sorted((folder / "skipped").iterdir())] == [
+        "seqkd-2-student.json",
+        "seqkd-3-student.json",
+    ]
+    noted = json.loads((folder / "skipped/seqkd-2-student.json").read_text())
+    assert len(noted["batch"]) == 4
+    assert (folder / "checkpoints/seqkd-3/manifest.json").exists()
+
+
+@pytest.mark.faults
+def test_a_second_command_on_the_folder_is_refused_with_the_first_ones_pid(tiny_run: Setting) -> None:
+    with lock(tiny_run.config.folder.parent / "held"):
+        done = gad(tiny_run, "warmup", "name=held", "--nproc", "2")
+    assert done.returncode == 1, done.stderr
+    assert f"is in use by process {os.getpid()}" in done.stderr
+    assert done.stderr.count("error:") == 1
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,34 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
 
+READ_ONLY = """
+import subprocess, sys
+from pathlib import Path
+place = Path(sys.argv.pop(1))
+place.mkdir()
+mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(place)], capture_output=True, text=True)
+if mounted.returncode:
+    print(mounted.stderr)
+    sys.exit(77)
+from gad import cli
+try:
+    cli.main()
+finally:
+    subprocess.run(["umount", str(place)], check=True)
+"""
+
+
+def test_a_folder_that_is_really_read_only(config: RunConfig, tmp_path: Path) -> None:
+    file, _ = written(config, "read-only")
+    done = python(READ_ONLY, str(tmp_path / "disk"), "collect", str(file), f"runs_dir={tmp_path / 'disk'}")
+    if done.returncode == 77:
+        pytest.skip(f"no disk can be mounted here: {done.stdout}")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'disk'}/read-only: not writable (Read-only file system)")
+    assert done.stderr.strip().endswith("set runs_dir to a folder that is")
+    assert len(done.stderr.splitlines()) == 1
+
+
 BACKWARDS = """
 import itertools, sys, time
 clock = itertools.count(float(sys.argv.pop(1)), -3600.0)
