@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,9 +24,11 @@ from gad.stages import adversarial
 from gad.training.run import Place, StageRun
 
 ENDLESS = 1_000_000
+BUDGET = int(os.environ.get("BENCH_TOKENS", "4096"))
+"""Tokens of a micro-batch; the default is gad's own."""
 
 
-def run_config(folder: Path, runs: Path, *, layout: str = "auto") -> RunConfig:
+def run_config(folder: Path, runs: Path, *, budget: int = BUDGET, reply_limit: int | None = None) -> RunConfig:
     """Full tuning in float32, as the peers do; no KL term, as TRL's default has none."""
     workload, _ = files.read(folder)
     optimizer = {
@@ -40,7 +43,7 @@ def run_config(folder: Path, runs: Path, *, layout: str = "auto") -> RunConfig:
             "name": "bench",
             "runs_dir": runs,
             "data": {"train": str(folder / "train.jsonl")},
-            "prompt": {"max_prompt_tokens": 4096, "max_reply_tokens": workload.reply_limit},
+            "prompt": {"max_prompt_tokens": 4096, "max_reply_tokens": reply_limit or workload.reply_limit},
             "student": model,
             "discriminator": {"kind": "own", **model},
             "adversarial": {
@@ -54,7 +57,7 @@ def run_config(folder: Path, runs: Path, *, layout: str = "auto") -> RunConfig:
                 "kl": {"weight": 0.0},
                 "advantages": {"kind": "std_scaled"},
             },
-            "compute": {"device": "cpu", "threads": 1, "layout": layout},
+            "compute": {"device": "cpu", "threads": 1, "tokens_per_micro_batch": budget},
             "checkpoints": {"every_steps": ENDLESS},
         }
     )
@@ -103,6 +106,7 @@ def play(name: str, folder: Path, turns: Turns) -> None:
                 batch_size=files.read(folder)[0].prompts,
                 total_steps=ENDLESS,
                 parts={"student": rules.student, "discriminator": rules.discriminator},
+                max_bad_steps=5,
             )
             stage.turns = turns
             adversarial.train(stage, rules)

@@ -11,16 +11,25 @@ from typing import TYPE_CHECKING
 import torch
 
 from gad.config.compared import LocalModel
-from gad.config.models import Full, Lora, OwnDiscriminator, PromptConfig, SharedDiscriminator
+from gad.config.models import (
+    Full,
+    Lora,
+    OwnDiscriminator,
+    PromptConfig,
+    SharedDiscriminator,
+    StudentConfig,
+    Tuning,
+)
 from gad.config.run import RunConfig
 from gad.config.training import BradleyTerry, Optimizer, Sampling
 from gad.crew import ALONE, Crew, Here, everywhere, shared
 from gad.errors import ConfigError, ModelError
-from gad.models import arithmetic
+from gad.models import arithmetic, counting
 from gad.models.loading import check_vocabulary, load_model, load_tokenizer
 from gad.models.network import Member, Network
 from gad.models.scorer import Scorer
 from gad.models.tokens import Codec
+from gad.models.trial import unfit
 from gad.records import Example, Prompt
 from gad.rollout.local import LocalEngine
 from gad.seeds import stable_seed
@@ -29,6 +38,7 @@ from gad.stages.sampling import Sampler
 from gad.training.batching import Batcher
 from gad.training.discriminator import DiscriminatorTrainer
 from gad.training.optimizer import Updater
+from gad.training.peak import peak_flops
 from gad.training.student import PolicyObjective, StudentTrainer
 
 if TYPE_CHECKING:
@@ -94,6 +104,7 @@ class Workshop:
         """A model that nobody trains here, to sample from; it is not kept. Raises as `visitor_codec`."""
         codec = self.visitor_codec(model)
         loaded = self._load(model.model, model.dtype, model.trust_remote_code)
+        unfit(loaded, model.model)
         compute = self._config.compute
         engine = LocalEngine(
             Network(loaded, Lora()),
@@ -126,7 +137,7 @@ class Workshop:
         student = self._config.student
         if isinstance(student.tuning, Lora):
             return self._network[0].member("reference", seed=self._seed("reference"))
-        network = Network(self._load(student.model, student.dtype, student.trust_remote_code), Full(), crew=self.crew)
+        network = self._made(student, Full())
         network.shard()
         return network.member("reference")
 
@@ -177,7 +188,15 @@ class Workshop:
 
     def sampler(self, stage: str, sampling: Sampling, replies_per_prompt: int) -> Sampler:
         """Fresh replies for a stage."""
-        return Sampler(self.engine, self.codec, sampling, replies_per_prompt, self._config.seed, stage)
+        member = None if self._config.compute.merge_adapters else self.student.name
+        counted = counting.arithmetic(self._network[0], member)
+        return Sampler(self.engine, self.codec, sampling, replies_per_prompt, self._config.seed, stage, counted)
+
+    @cached_property
+    def peak_flops(self) -> tuple[float, str]:
+        """FLOPs a second that all processes could make at best, and how that is known. Measured once."""
+        own, how = peak_flops(self.device, self._type(self._config.student.dtype))
+        return own * self.crew.size, how + (f", {self.crew.size} processes" if self.crew.size > 1 else "")
 
     def objective(self) -> PolicyObjective:
         """What the adversarial stage minimises."""
@@ -211,8 +230,7 @@ class Workshop:
     @shared
     def _network(self) -> tuple[Network, PreTrainedModel | None]:
         student = self._config.student
-        model = self._load(student.model, student.dtype, student.trust_remote_code)
-        network = Network(model, student.tuning, gradient_checkpointing=student.gradient_checkpointing, crew=self.crew)
+        network = self._made(student, student.tuning, gradient_checkpointing=student.gradient_checkpointing)
         plain = network.plain_copy() if self._config.compute.merge_adapters else None
         network.shard()
         return network, plain
@@ -224,8 +242,7 @@ class Workshop:
                 member = self._network[0].member("discriminator", seed=self._seed("discriminator"))
                 return Scorer(member, self.codec, layer=layer, like_student=True)
             case OwnDiscriminator() as own:
-                model = self._load(own.model, own.dtype, own.trust_remote_code)
-                network = Network(model, own.tuning, gradient_checkpointing=own.gradient_checkpointing, crew=self.crew)
+                network = self._made(own, own.tuning, gradient_checkpointing=own.gradient_checkpointing)
                 network.shard()
                 tokenizer = load_tokenizer(own.model, trust_remote_code=own.trust_remote_code)
                 like_student = (own.model, own.tuning) == (self._config.student.model, self._config.student.tuning)
@@ -238,14 +255,22 @@ class Workshop:
         if isinstance(student.tuning, Lora):
             network = self._network[0]
         else:
-            model = self._load(student.model, student.dtype, student.trust_remote_code)
-            network = Network(model, Lora(), crew=self.crew)
+            network = self._made(student, Lora())
             network.shard()
         member = network.member("independent", seed=self._seed("independent"))
         return Scorer(member, self.codec, layer=self._config.evaluation.independent.layer, like_student=False)
 
     def _type(self, dtype: str) -> torch.dtype:
         return arithmetic.TYPES[self._auto if dtype == "auto" else dtype]
+
+    def _made(
+        self, source: StudentConfig | OwnDiscriminator, tuning: Tuning, *, gradient_checkpointing: bool = False
+    ) -> Network:
+        model = self._load(source.model, source.dtype, source.trust_remote_code)
+        cannot = unfit(model, source.model)
+        network = Network(model, tuning, gradient_checkpointing=gradient_checkpointing, crew=self.crew)
+        network.unfit = cannot
+        return network
 
     def _load(self, reference: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
         model = load_model(reference, dtype=self._type(dtype), device=self.device, trust_remote_code=trust_remote_code)
@@ -261,7 +286,8 @@ class Workshop:
         return DiscriminatorTrainer(scorer, self._batcher(scorer.member), loss, updater)
 
     def _batcher(self, member: Member) -> Batcher:
-        return Batcher.of(self._config.compute, self.device, member.network.config, self.crew)
+        network = member.network
+        return Batcher.of(self._config.compute, self.device, network.config, self.crew, network.unfit)
 
     def _seed(self, name: str) -> int:
         return stable_seed(self._config.seed, "adapter", name)

@@ -215,6 +215,7 @@ class Evaluation:
             total_steps=steps,
             parts={"discriminator": trainer},
             max_bad_steps=settings.max_bad_steps,
+            peak_flops=self._shop.peak_flops[0],
         )
         if not run.done:
             jobs = self._sample_jobs(run.drawn())

@@ -23,12 +23,25 @@ def choose(
     `cache` goes through the layers twice, which pays only where a prompt has several replies: with one each, the
     quickstart's steps took 2.3 s by it and 1.9 s padded.
     """
-    shared = any(len(group.replies) > 1 for group in groups)
+    costs = weigh(groups, linear_flops=linear_flops, pair_flops=pair_flops, among=among)
+    fair = [layout for layout in among if layout != "cache" or shares(groups)]
+    return min(fair, key=lambda layout: costs[layout])
+
+
+def weigh(
+    groups: Sequence[TokenGroup], *, linear_flops: float, pair_flops: float, among: Sequence[LayoutName]
+) -> dict[LayoutName, float]:
+    """What each layout costs, in the unit of `linear_flops` and `pair_flops`."""
     costs: dict[LayoutName, float] = {}
-    for layout in (name for name in among if shared or name != "cache"):
+    for layout in among:
         tokens, pairs = computed(groups, layout)
         costs[layout] = tokens * linear_flops + pairs * pair_flops
-    return min(costs, key=lambda layout: costs[layout])
+    return costs
+
+
+def shares(groups: Sequence[TokenGroup]) -> bool:
+    """Whether any prompt has several replies."""
+    return any(len(group.replies) > 1 for group in groups)
 
 
 def computed(groups: Sequence[TokenGroup], layout: LayoutName) -> tuple[int, int]:

@@ -46,6 +46,11 @@ class TokenGroup:
         """Tokens of the prompt with its longest reply."""
         return len(self.prompt) + max(map(len, self.replies))
 
+    @property
+    def lengths(self) -> tuple[int, list[int]]:
+        """Tokens of the prompt, and of each reply."""
+        return len(self.prompt), [len(reply) for reply in self.replies]
+
 
 @dataclass(frozen=True, slots=True)
 class Readout:

@@ -62,6 +62,12 @@ class Pipeline:
     def _evaluation(self) -> Evaluation:
         return Evaluation(self.config, self._place, self._shop, self._arms, self._examples)
 
+    @cached_property
+    def _peak_flops(self) -> float:
+        peak, how = self._shop.peak_flops
+        self._progress.say(f"time/flops_utilisation is the share of {peak / 1e9:,.0f} GFLOP/s: {how}")
+        return peak
+
     def run(self) -> None:
         """Every stage in turn."""
         self._check_visitors()
@@ -101,6 +107,7 @@ class Pipeline:
             total_steps=steps,
             parts={"student": student},
             max_bad_steps=settings.max_bad_steps,
+            peak_flops=self._peak_flops,
         )
         seqkd.train(run, student)
 
@@ -121,6 +128,7 @@ class Pipeline:
             total_steps=sum(steps for _, steps in phases),
             parts={"student": student, "discriminator": discriminator},
             max_bad_steps=settings.max_bad_steps,
+            peak_flops=self._peak_flops,
         )
         sampling = Sampling() if self.config.adversarial is None else self.config.adversarial.sampling
         sampler = self._shop.sampler("warmup", sampling, settings.replies_per_prompt)
@@ -152,6 +160,7 @@ class Pipeline:
             batch_size=settings.batch_size,
             total_steps=steps,
             parts={"student": student, "discriminator": discriminator},
+            peak_flops=self._peak_flops,
             max_bad_steps=settings.max_bad_steps,
         )
         sampler = self._shop.sampler("adversarial", settings.sampling, settings.replies_per_prompt)

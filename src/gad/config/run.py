@@ -30,7 +30,8 @@ class ComputeConfig(Section):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads; empty takes the cores this process may use. Too many on a busy machine is many times slower."""
     layout: Literal["auto", "padded", "tree", "cache", "packed"] = "auto"
-    """How a group becomes token rows; `auto` picks by a cost model of the lengths at hand."""
+    """How a group becomes token rows; `auto` picks by a cost model of the lengths at hand, and the log says which and
+    why. A layout that the model cannot do is refused, and never picked."""
     tokens_per_micro_batch: PositiveInt = 4096
     """Token budget of one forward and backward pass. Lower it where memory runs out."""
     rows_per_sampling_batch: PositiveInt = 64

@@ -1,8 +1,9 @@
 """Linear layers in float32 on a CPU, by the faster of the two libraries that torch carries.
 
-torch multiplies float32 matrices by MKL, which has slow code paths for CPUs that are not Intel's. oneDNN, which torch
-keeps for bfloat16, is 2.1 to 2.4 times as fast there, forward and backward, at the same precision (one thread, AMD EPYC
-with AVX-512, 1,400 rows, widths 256 and 1,024: 95-110 GFLOP/s against 210-245; `make bench` measures both).
+torch multiplies float32 matrices by MKL, which uses no AVX-512 on CPUs that are not Intel's. oneDNN, which torch keeps
+for bfloat16, does: on an AMD EPYC with AVX-512 it is 2.1 to 2.4 times as fast, forward and backward, at the same
+precision (one thread, 1,400 rows, widths 256 and 1,024: 95-110 GFLOP/s against 210-245). On an AMD EPYC without AVX-512
+MKL is the faster one (the same shapes: 79-84 against 58-83; `make bench` measures both on the machine at hand).
 
 N rows, K inputs, M outputs.
 """
@@ -23,14 +24,18 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 @functools.cache
 def prefers_onednn() -> bool:
-    """Whether this machine's float32 products go to oneDNN: it is there, it is right, and the CPU is AMD's."""
+    """Whether this machine's float32 products go to oneDNN: it is there, it is right, on AMD's CPUs with AVX-512.
+
+    By what the CPU is, not by a stopwatch: on another day a stopwatch may choose the other library, whose rounding is
+    another, and a run that is taken up again would not be the run that was stopped.
+    """
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     try:
-        vendor_is_amd = "AuthenticAMD" in CPU_INFO.read_text(encoding="utf-8", errors="replace")
+        known = set(CPU_INFO.read_text(encoding="utf-8", errors="replace").split())
     except OSError:
         return False
-    return vendor_is_amd and _agrees()
+    return {"AuthenticAMD", "avx512f"} <= known and _agrees()
 
 
 def _agrees() -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gad.config.models import Full, Lora, Tuning
 from gad.crew import ALONE, Crew, Here, everywhere
 from gad.errors import ModelError
+from gad.layouts import LayoutName
 from gad.models.adapter import fuse
 from gad.models.linear import speed_up
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Network:
-    """One base model in memory."""
+    """One base model in memory. `unfit`: layouts that it cannot do, and why."""
 
     def __init__(
         self, model: PreTrainedModel, tuning: Tuning, *, gradient_checkpointing: bool = False, crew: Crew = ALONE
@@ -55,7 +56,10 @@ class Network:
         embeddings: Any = model.get_input_embeddings()
         head: Any = model.get_output_embeddings()
         self._embeddings, self._head, self._tied = embeddings, head, head.weight is embeddings.weight
+        self.vocabulary: int = head.weight.shape[0]
         self.width: int = head.weight.shape[1]
+        self.trained_whole = isinstance(tuning, Full)
+        self.unfit: Mapping[LayoutName, str] = {}
 
     def shard(self) -> None:
         """Keep a share of the weights in each process. Before the first member is made, after `plain_copy`."""

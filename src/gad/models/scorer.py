@@ -31,6 +31,7 @@ class Scorer:
     def __init__(self, member: Member, codec: Codec, *, layer: int | None, like_student: bool) -> None:
         self.member = member
         self._like_student = like_student
+        self.layer = layer
         self.codec = codec
         network = member.network
         self._backbone = network.backbone(layer)

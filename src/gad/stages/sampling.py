@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from gad.config.training import Sampling
+from gad.flops import Arithmetic
 from gad.judging.overlap import repetition
 from gad.models.tokens import Codec
 from gad.records import RolloutGroup
@@ -19,7 +20,10 @@ from gad.training.run import Drawn
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Draws groups of replies; a reply depends on seed, stage, step, prompt and weights, on nothing else."""
+    """Draws groups of replies; a reply depends on seed, stage, step, prompt and weights, on nothing else.
+
+    arithmetic: of the weights that are sampled from; None where operations are not counted.
+    """
 
     engine: Engine
     codec: Codec
@@ -27,6 +31,7 @@ class Sampler:
     replies_per_prompt: int
     seed: int
     stage: str
+    arithmetic: Arithmetic | None = None
 
     def groups(self, batch: Sequence[Drawn], step: int) -> tuple[list[RolloutGroup], Metrics]:
         """One group for each prompt of the batch, in its order."""
@@ -40,7 +45,14 @@ class Sampler:
             RolloutGroup(drawn.example, drawn.teacher, tuple(rollouts))
             for drawn, rollouts in zip(batch, replies, strict=True)
         ]
-        return groups, {"time/sampling": time.perf_counter() - started, **reply_metrics(groups, self.codec)}
+        metrics = {"time/sampling": time.perf_counter() - started, **reply_metrics(groups, self.codec)}
+        if self.arithmetic is not None:
+            drawn = [
+                (len(request.prompt_ids), [len(rollout.token_ids) for rollout in rollouts])
+                for request, rollouts in zip(requests, replies, strict=True)
+            ]
+            metrics["flops/sampling"] = self.arithmetic.sample(drawn)
+        return groups, metrics
 
     def _seeds(self, drawn: Drawn, step: int) -> tuple[int, ...]:
         identity = (self.seed, self.stage, step, drawn.epoch, drawn.example.prompt.id)

@@ -19,6 +19,7 @@ from gad.models.scorer import Scorer
 from gad.records import RolloutGroup
 from gad.training import losses
 from gad.training.batching import Batcher
+from gad.training.costs import Costs
 from gad.training.evidence import Evidence, Row, group_rows
 from gad.training.optimizer import Metrics, Updater, entries
 
@@ -33,6 +34,7 @@ class DiscriminatorTrainer:
         self._batcher = batcher
         self._loss = loss
         self._updater = updater
+        self._costs = Costs(scorer.member, "discriminator", layers=scorer.layer)
         self.updates = step
         self.bad_steps = 0
         self.evidence: Evidence | None = None
@@ -46,7 +48,8 @@ class DiscriminatorTrainer:
         The teacher's reply is computed once per prompt. All groups must have the same number of replies.
         """
         started = time.perf_counter()
-        teacher_P, student_PG, loss, tokens = self._pass(groups, train=self._updater is not None)
+        train = self._updater is not None
+        teacher_P, student_PG, loss, tokens, flops = self._pass(groups, train=train)
         margins_PG = objectives.margins(teacher_P, student_PG)
         metrics: Metrics = {
             "discriminator/loss": loss,
@@ -54,6 +57,8 @@ class DiscriminatorTrainer:
             "discriminator/margin": margins_PG.mean().item(),
             "discriminator/teacher_score": teacher_P.mean().item(),
             "tokens/discriminator": tokens,
+            "flops/discriminator": flops,
+            **self._costs.layouts(),
         }
         if self._updater is not None:
             norm = self._updater.step(self.updates + 1, loss)
@@ -76,7 +81,13 @@ class DiscriminatorTrainer:
         teacher_P, student_PG, *_ = self._pass(groups, train=False)
         return teacher_P, student_PG
 
-    def _pass(self, groups: Sequence[RolloutGroup], *, train: bool) -> tuple[Tensor, Tensor, float, float]:
+    @property
+    def note(self) -> str:
+        """Why the first micro-batch has the layout that it has; empty before it."""
+        return self._costs.note
+
+    def _pass(self, groups: Sequence[RolloutGroup], *, train: bool) -> tuple[Tensor, Tensor, float, float, float]:
+        """Scores of teacher (P,) and student (P, G), loss, tokens that were computed, FLOPs that were needed."""
         rows, places = zip(*map(self.scorer.row, groups), strict=True)
         count = len(groups[0].rollouts)
         dtype = self.scorer.head_H.dtype
@@ -85,6 +96,7 @@ class DiscriminatorTrainer:
         with self.scorer.member.using(), torch.set_grad_enabled(train):
             for part in self._batcher.micro_batches(rows):
                 picked = part.picked
+                self._costs.saw(part)
                 spread = _spread([places[i] for i in picked], [len(rows[i].replies) for i in picked])
                 with self._batcher.room("the discriminator's pass", part):
                     scores_PK = self.scorer.scores(part.batch)[spread]
@@ -97,7 +109,8 @@ class DiscriminatorTrainer:
                     teacher_P[picked] = scores_PK[:, 0].detach().cpu()
                     student_PG[picked] = scores_PK[:, 1:].detach().cpu()
         sums = self.crew.sum(teacher_P), self.crew.sum(student_PG)
-        return *sums, self.crew.sum(total_loss).item(), self.crew.sum(tokens).item()
+        flops = (self._costs.train if train else self._costs.forward)(rows, predicts=False)
+        return *sums, self.crew.sum(total_loss).item(), self.crew.sum(tokens).item(), flops
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next update depends on."""

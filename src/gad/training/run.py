@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -42,6 +42,14 @@ class Trained(Protocol):
     def load(self, state: Mapping[str, Tensor]) -> None: ...
 
 
+@runtime_checkable
+class Explains(Protocol):
+    """Something that can say why it computes as it does; empty before it has computed anything."""
+
+    @property
+    def note(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """One prompt of a batch: the teacher reply it meets, and the epoch, which tells repeats apart."""
@@ -68,6 +76,7 @@ class StageRun:
 
     parts: what is trained, by the name of its file in a checkpoint.
     max_bad_steps: steps that may be skipped for values that are not finite before the stage stops.
+    peak_flops: FLOPs a second that the machines could make at best, to measure the steps against.
     """
 
     def __init__(
@@ -80,6 +89,7 @@ class StageRun:
         total_steps: int,
         parts: Mapping[str, Trained],
         max_bad_steps: int,
+        peak_flops: float | None = None,
     ) -> None:
         self.stage = stage
         self.total_steps = total_steps
@@ -88,6 +98,8 @@ class StageRun:
         self._batch_size = min(batch_size, len(examples))
         self._parts = parts
         self._max_bad_steps = max_bad_steps
+        self._peak_flops = peak_flops
+        self._unexplained = dict(parts)
         self._metrics_path = place.folder / METRICS
         self._checkpoints = place.folder / CHECKPOINTS
         self.step = self._first_step = self._resume()
@@ -146,6 +158,8 @@ class StageRun:
         for part in metrics:
             row.update(part)
         row["time/step"] = time.perf_counter() - self._last_time
+        row.update(self._work(row))
+        self._explain()
         shown = ("discriminator/accuracy_fresh", "reward/mean", "student/cross_entropy", "reply/length_mean")
         self._note = "  ".join(f"{name.split('/')[1]} {row[name]:.3g}" for name in shown if name in row)
         with JsonlWriter(self._metrics_path) as writer:
@@ -159,6 +173,22 @@ class StageRun:
                 what = f"{self.stage}, step {step}: the {name}'s {part.evidence.what()}; its update is skipped"
                 self._place.progress.say(f"{what}, {path} holds what it was made of")
                 part.evidence = None
+
+    def _work(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """Operations of the whole step, and their share of what the machines could have made in its time."""
+        total = sum(value for name, value in row.items() if name.startswith("flops/"))
+        if not total or self._peak_flops is None:
+            return {}
+        share = total / (row["time/step"] * self._peak_flops)
+        return {"flops/step": total, "time/flops_peak": self._peak_flops, "time/flops_utilisation": share}
+
+    def _explain(self) -> None:
+        """Once a stage, how its parts compute and why."""
+        for name, part in list(self._unexplained.items()):
+            note = part.note if isinstance(part, Explains) else ""
+            if note:
+                del self._unexplained[name]
+                self._place.progress.say(f"{self.stage}: {note}")
 
     def checkpoint_if_due(self, step: int) -> None:
         """Save after every so many steps and after the last one."""

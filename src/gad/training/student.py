@@ -22,6 +22,7 @@ from gad.models.tokens import Codec
 from gad.records import Example, Prompt, RolloutGroup, TeacherReply
 from gad.training import losses
 from gad.training.batching import Batcher, MicroBatch
+from gad.training.costs import Costs
 from gad.training.evidence import Evidence, Row, example_rows, group_rows
 from gad.training.losses import Totals
 from gad.training.optimizer import Metrics, Updater, entries
@@ -55,6 +56,8 @@ class StudentTrainer:
         self._batcher = batcher
         self._updater = updater
         self._reference = reference
+        self._costs = Costs(member, "student")
+        self._reference_costs = None if reference is None else Costs(reference, "reference")
         self.updates = 0
         self.bad_steps = 0
         self.evidence: Evidence | None = None
@@ -70,6 +73,7 @@ class StudentTrainer:
         total = torch.zeros((), dtype=torch.float64)
         with self.member.using():
             for part in self._batcher.micro_batches(groups):
+                self._costs.saw(part)
                 with self._batcher.room("imitating the teacher", part):
                     logps_BT, _ = self._logps(self.member, part.batch)
                     loss = objectives.token_cross_entropy(logps_BT, part.batch.readout.mask_BL, total_tokens)
@@ -81,6 +85,7 @@ class StudentTrainer:
             "student/cross_entropy": cross_entropy,
             **self._step(cross_entropy, lambda: example_rows(examples)),
             "tokens/imitated": total_tokens,
+            **self._costs.imitation(groups),
             "time/student": time.perf_counter() - started,
         }
 
@@ -98,6 +103,7 @@ class StudentTrainer:
         totals = Totals(sampled, advantages_PG.numel(), objective.max_reply_tokens, imitated)
         sums = _Sums()
         for micro in self._batcher.micro_batches(rows):
+            self._costs.saw(micro)
             picked_groups = [groups[index] for index in micro.picked]
             part = _Part.of(micro, picked_groups, advantages_PG[micro.picked], with_teacher=mixed)
             with self._batcher.room("the student's update", micro):
@@ -110,6 +116,12 @@ class StudentTrainer:
             "rollout/logp_gap": sums.logp_gap / sampled,
             "tokens/trained": float(sampled + imitated),
             "tokens/student": sums.tokens,
+            **self._costs.update(
+                rows,
+                [self._policy_row(group, with_teacher=False) for group in groups],
+                self._reference_costs,
+                before=objective.kl.place == "reward",
+            ),
         }
         if self._reference is not None:
             metrics["student/kl_to_reference"] = sums.kl / sampled
@@ -150,6 +162,11 @@ class StudentTrainer:
                     nll_P[part.picked] = (-logps_BT.sum(-1) / lengths_B).double().cpu()
         values: list[float] = self.crew.sum(nll_P).tolist()
         return values
+
+    @property
+    def note(self) -> str:
+        """Why the first micro-batch has the layout that it has; empty before it."""
+        return self._costs.note
 
     def _accumulate(self, part: _Part, objective: PolicyObjective, totals: Totals) -> _Sums:
         """Backward pass of one micro-batch."""

@@ -19,9 +19,9 @@ ONEDNN = torch.backends.mkldnn.is_available()
 
 @pytest.fixture
 def on_amd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[int, ...]]]:
-    """As if the CPU were AMD's; shapes of the first operand of each product that oneDNN computed."""
+    """As if the CPU were AMD's with AVX-512; shapes of the first operand of each product that oneDNN computed."""
     info = tmp_path / "cpuinfo"
-    info.write_text("vendor_id\t: AuthenticAMD\n", encoding="utf-8")
+    info.write_text("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 avx512f avx512bw\n", encoding="utf-8")
     monkeypatch.setattr(linear, "CPU_INFO", info)
     prefers_onednn.cache_clear()
     calls: list[tuple[int, ...]] = []
@@ -86,7 +86,9 @@ def test_other_types_take_torchs_way(on_amd: list[tuple[int, ...]]) -> None:
 
 
 def test_no_onednn_on_other_cpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for text in ("vendor_id\t: GenuineIntel\n", None):
+    """Intel's, where MKL is good; AMD's without AVX-512, where MKL is faster; a machine that does not say."""
+    without = "vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 fma\n"
+    for text in ("vendor_id\t: GenuineIntel\nflags\t\t: avx2 avx512f\n", without, None):
         info = tmp_path / "cpuinfo"
         if text is None:
             info.unlink()

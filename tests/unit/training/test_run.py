@@ -237,6 +237,41 @@ def test_a_log_row(tmp_path: Path) -> None:
     assert rows[-1]["reward/mean"] == part.value
 
 
+def test_operations_of_a_step_and_their_share_of_the_peak(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    run = setup.run(total_steps=2, peak_flops=1e9)
+    for step, _ in run.batches():
+        run.log(step, {"flops/student": 600.0}, {"flops/sampling": 400.0} if step == 1 else {"tokens/x": 7.0})
+    rows = list(read_jsonl(tmp_path / "metrics.jsonl"))
+    assert [row["flops/step"] for row in rows] == [1000.0, 600.0]
+    assert all(row["time/flops_peak"] == 1e9 for row in rows)
+    for row in rows:
+        assert row["time/flops_utilisation"] == pytest.approx(row["flops/step"] / (row["time/step"] * 1e9))
+
+
+@pytest.mark.parametrize(("peak", "flops"), [(None, 600.0), (1e9, 0.0)])
+def test_no_share_without_a_peak_or_without_a_count(tmp_path: Path, peak: float | None, flops: float) -> None:
+    run = Setup(tmp_path).run(total_steps=1, peak_flops=peak)
+    for step, _ in run.batches():
+        run.log(step, {"flops/student": flops})
+    (row,) = read_jsonl(tmp_path / "metrics.jsonl")
+    assert not {"flops/step", "time/flops_utilisation", "time/flops_peak"} & set(row)
+
+
+def test_a_part_explains_itself_once_a_stage(tmp_path: Path) -> None:
+    @dataclass
+    class Talker(Part):
+        note: str = ""
+
+    setup, talker = Setup(tmp_path), Talker()
+    run = setup.run(parts={"quiet": Part(), "talker": talker}, total_steps=3)
+    for step, _ in run.batches():
+        if step == 2:
+            talker.note = "the talker's way, because"
+        run.log(step, {})
+    assert setup.progress.lines == ["warmup: the talker's way, because"]
+
+
 def test_the_note_beside_the_bar(tmp_path: Path) -> None:
     setup = Setup(tmp_path)
     run = setup.run(total_steps=1)

@@ -1,0 +1,92 @@
+"""Can this model's layers follow an attention plan? Tried once, on a few tokens, against transformers' own attention.
+
+Layers that mix tokens by other means than attention (convolutions, recurrences), or attention with parts of its own
+(sinks, chunks), ignore a plan without a word; what they compute then is something else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gad.errors import ModelError
+from gad.layout_costs import ALL
+from gad.layouts import LayoutName, PaddedBatch, Readout, TokenGroup, build, to_device
+from gad.models.forward import hidden_states
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROMPTS = ((2, 3, 5, 7, 11, 13), (17, 19, 23))
+REPLIES = (((29, 31, 37, 41), (43, 47)), ((53,), (59, 61, 67, 71, 73)))
+FAR = {torch.bfloat16: 0.3, torch.float16: 0.3}
+FAR_IN_FULL = 1e-3
+"""Relative distances that rounding alone does not make."""
+
+
+def unfit(model: PreTrainedModel, reference: str) -> dict[LayoutName, str]:
+    """Layouts that the model cannot do, and why.
+
+    Raises ModelError where it cannot do padded rows, or replies that read their prompt's keys and values, which is
+    sampling too: without these nothing here works.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
+    groups = [
+        TokenGroup(_within(prompt, rows), tuple(_within(reply, rows) for reply in replies))
+        for prompt, replies in zip(PROMPTS, REPLIES, strict=True)
+    ]
+    with torch.no_grad():
+        expected = _alone(model, groups)
+        off = {layout: _distance(model, groups, layout, expected) for layout in ALL}
+    far = FAR.get(model.dtype, FAR_IN_FULL)
+    kind = model.config.model_type
+    for layout in ("padded", "cache"):
+        if off[layout] > far:
+            raise ModelError(
+                f"{reference}: a {kind} model computes something else with gad's attention than with its own (off by "
+                f"{off[layout]:.1%}): its layers do more than attend; gad trains models whose layers attend and "
+                "nothing else, such as Llama, Qwen2, Qwen3, Gemma, Mistral, SmolLM"
+            )
+    return {
+        layout: f"a {kind} model computes something else in it (off by {off[layout]:.1%})"
+        for layout in ALL
+        if off[layout] > far
+    }
+
+
+def _within(ids: tuple[int, ...], rows: int) -> tuple[int, ...]:
+    return tuple(token % rows for token in ids)
+
+
+def _alone(model: PreTrainedModel, groups: list[TokenGroup]) -> Tensor:
+    """By transformers' own attention, row by row."""
+    backbone: Any = getattr(model, model.base_model_prefix)
+    batch = to_device(build(groups, "padded"), model.device)
+    assert isinstance(batch, PaddedBatch)
+    config: Any = model.config
+    ours = config._attn_implementation
+    config._attn_implementation = "eager"
+    try:
+        output = backbone(input_ids=batch.input_ids_RT, position_ids=batch.position_ids_RT, use_cache=False)
+    finally:
+        config._attn_implementation = ours
+    return _read(output.last_hidden_state.flatten(0, 1), batch.readout)
+
+
+def _distance(model: PreTrainedModel, groups: list[TokenGroup], layout: LayoutName, expected: Tensor) -> float:
+    """Infinite where a pass fails."""
+    batch = to_device(build(groups, layout), model.device)
+    try:
+        states_MH = hidden_states(getattr(model, model.base_model_prefix), batch)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
+        return float("inf")
+    return float((_read(states_MH, batch.readout) - expected).norm() / expected.norm())
+
+
+def _read(states_MH: Tensor, readout: Readout) -> Tensor:
+    """What predicts the replies' tokens, and their last states."""
+    places = torch.cat([readout.predictors_BL[readout.mask_BL], readout.last_B])
+    return states_MH[places].double()
