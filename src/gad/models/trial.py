@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gad.errors import ModelError
+from gad.errors import ModelError, is_out_of_memory
 from gad.layout_costs import ALL
 from gad.layouts import LayoutName, PaddedBatch, Readout, TokenGroup, build, to_device
 from gad.models.forward import hidden_states
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PROMPTS = ((2, 3, 5, 7, 11, 13), (17, 19, 23))
 REPLIES = (((29, 31, 37, 41), (43, 47)), ((53,), (59, 61, 67, 71, 73)))
+FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 FAR = {torch.bfloat16: 0.3, torch.float16: 0.3}
 FAR_IN_FULL = 1e-3
 """Relative distances that rounding alone does not make."""
@@ -38,11 +39,14 @@ def unfit(model: PreTrainedModel, reference: str) -> dict[LayoutName, str]:
         TokenGroup(_within(prompt, rows), tuple(_within(reply, rows) for reply in replies))
         for prompt, replies in zip(PROMPTS, REPLIES, strict=True)
     ]
-    with torch.no_grad():
-        expected = _alone(model, groups)
-        off = {layout: _distance(model, groups, layout, expected) for layout in ALL}
-    far = FAR.get(model.dtype, FAR_IN_FULL)
     kind = model.config.model_type
+    try:
+        with torch.no_grad():
+            expected = _alone(model, groups)
+            off = {layout: _distance(model, groups, layout, expected) for layout in ALL}
+    except FAILURES as error:
+        raise ModelError(f"{reference}: a {kind} model fails on a few tokens ({error}); take another model") from error
+    far = FAR.get(model.dtype, FAR_IN_FULL)
     for layout in ("padded", "cache"):
         if off[layout] > far:
             raise ModelError(
@@ -77,11 +81,13 @@ def _alone(model: PreTrainedModel, groups: list[TokenGroup]) -> Tensor:
 
 
 def _distance(model: PreTrainedModel, groups: list[TokenGroup], layout: LayoutName, expected: Tensor) -> float:
-    """Infinite where a pass fails."""
+    """Infinite where a pass fails, unless for want of memory."""
     batch = to_device(build(groups, layout), model.device)
     try:
         states_MH = hidden_states(getattr(model, model.base_model_prefix), batch)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
+    except FAILURES as error:
+        if is_out_of_memory(error):
+            raise
         return float("inf")
     return float((_read(states_MH, batch.readout) - expected).norm() / expected.norm())
 

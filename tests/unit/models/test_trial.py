@@ -59,6 +59,27 @@ def test_a_layout_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> Non
     }
 
 
+@pytest.mark.parametrize(
+    ("message", "calls"), [("no such position", 0), ("DefaultCPUAllocator: can't allocate memory: you tried ...", 2)]
+)
+def test_a_model_that_fails_is_named(message: str, calls: int) -> None:
+    """In its own attention, or for want of memory in ours."""
+    made = plain.model("qwen2", dtype=torch.float32, attention=IMPLEMENTATION)
+    passes: list[int] = []
+
+    def fail(*_: Any) -> None:
+        passes.append(1)
+        if len(passes) > calls:
+            raise RuntimeError(message)
+
+    made.model.embed_tokens.register_forward_hook(fail)
+    with pytest.raises(
+        ModelError, match=f"^moon: a qwen2 model fails on a few tokens \\({message[:20]}.*another model"
+    ):
+        unfit(made, "moon")
+    assert made.config._attn_implementation == IMPLEMENTATION
+
+
 ROPE: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 4.0},
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
