@@ -101,6 +101,7 @@ def _context(run: Gathered) -> dict[str, Any]:
         "pull_apart": story.pull_apart(run),
         "missing": story.missing(run),
         "uneven": story.uneven(run),
+        "skipped": story.skipped(run),
         "tables": tables,
         "differences": figures.differences(run),
         "cards": figures.cards(run),

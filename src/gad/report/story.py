@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from gad.report.curves import stage_title
 from gad.report.figures import headline_pairs
 from gad.report.gather import TEACHER, Gathered
 from gad.report.summary import Figure, Paired
 from gad.report.text import one_line
 from gad.report.wording import arm, comparison, figure_sentence, interval, set_title, written
+
+SKIPPED = "skipped"
 
 
 def confidence(run: Gathered) -> float:
@@ -139,6 +142,22 @@ def uneven(run: Gathered) -> list[str]:
                         f"({decoding.name})."
                     )
     return list(dict.fromkeys(said))
+
+
+def skipped(run: Gathered) -> list[str]:
+    """Updates that were not made because a loss or a gradient was not finite, by stage and model."""
+    counts: dict[tuple[str, str], list[bool]] = {}
+    for row in run.metrics:
+        for part in ("student", "discriminator"):
+            value = row.get(f"{part}/skipped")
+            if isinstance(value, int | float):
+                counts.setdefault((str(row.get("stage")), part), []).append(value > 0)
+    return [
+        f"{stage_title(stage)}: {sum(found)} of the {part}’s {len(found)} updates were skipped, because loss or "
+        f"gradient was not finite; the folder {SKIPPED} holds what they were made of."
+        for (stage, part), found in counts.items()
+        if any(found)
+    ]
 
 
 def effort(run: Gathered) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[tuple[str, str]]]:

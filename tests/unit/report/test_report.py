@@ -21,7 +21,7 @@ from gad.report.figures import decoding_tables, differences, series_of
 from gad.report.gather import gather
 from gad.report.judges import agreement_rows, win_rows
 from gad.report.page import asset, policy
-from gad.report.story import duration, effort, findings, flat, missing, pull_apart, uneven, when
+from gad.report.story import duration, effort, findings, flat, missing, pull_apart, skipped, uneven, when
 from support.hostile import PAYLOADS
 from support.report_runs import STUDENTS, write_json, write_jsonl, write_run
 
@@ -297,6 +297,19 @@ def test_uneven_arms_and_repeated_ids_are_said(run: Path) -> None:
     page = write_report(run).read_text()
     assert "row repeats an id" in page
     assert "SeqKD has 20 of 24 replies" in page
+
+
+def test_updates_that_were_skipped_are_said(run: Path) -> None:
+    assert skipped(gather(run)) == []
+    rows = [
+        {"stage": "warmup", "step": step, "student/skipped": float(step in (2, 3)), "discriminator/skipped": 0.0}
+        for step in range(1, 6)
+    ]
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    said = "Warm-up: 2 of the student’s 5 updates were skipped, because loss or gradient was not finite; "
+    assert [line.startswith(said) for line in skipped(gather(run))] == [True]
+    assert said in write_report(run).read_text(encoding="utf-8")
 
 
 def test_what_the_data_stage_dropped_is_shown_before_there_is_a_summary(run: Path) -> None:
