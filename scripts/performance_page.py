@@ -140,14 +140,15 @@ def _parts(result: dict[str, Any]) -> list[str]:
         cells = " | ".join(f"{value / 1024:.2f}" for value in peaks.values())
         lines.append(f"| {kind.replace('_', ' ')} | {cells} |")
     full = result["real"]["fp32"]["rows"]
+    peaks = kinds["one_base"]
     rate, products = (sum(row[key] for row in full) / len(full) for key in ("gflops", "products_gflops"))
     return [
         *lines,
         "",
         f"The update phases make {rate:.0f} GFLOP/s, products of their shapes alone {products:.0f}. One base has the "
         "base and the copy that adapters are merged into for sampling; three models trained whole have gradients and "
-        "two moments for two of them. Activations of a micro-batch of 1,024 tokens are most of the rest: with one base the "
-        f"discriminator's pass adds {(kinds['one_base']['discriminator'] - kinds['one_base']['sampled']) / 1024:.1f} GB.",
+        "two moments for two of them. Activations of a micro-batch of 1,024 tokens are most of the rest: with one base "
+        f"the discriminator's pass adds {(peaks['discriminator'] - peaks['sampled']) / 1024:.1f} GB.",
         "",
     ]
 
