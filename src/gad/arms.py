@@ -14,7 +14,7 @@ from gad.config.run import RunConfig
 from gad.errors import CheckpointError, RunFolderError
 from gad.folder import CHECKPOINTS
 from gad.models.tokens import Codec
-from gad.rollout.local import LocalEngine
+from gad.rollout.engine import Engine
 from gad.training import checkpoint
 from gad.training.optimizer import entries
 from gad.training.run import done_checkpoint
@@ -39,7 +39,7 @@ class Arms:
         """The arms of this run, in the order in which they are shown; the last one is the headline's."""
         return list(self._config.students)
 
-    def speaking(self, name: str) -> tuple[LocalEngine, Codec]:
+    def speaking(self, name: str) -> tuple[Engine, Codec]:
         """What samples an arm's replies, with its weights in place. Raises as `take`, and as `Workshop.visitor`."""
         visitor = next(
             (m for m in self._config.evaluation.models if m.name == name and isinstance(m, LocalModel)), None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gad import engines
 from gad.config.compared import LocalModel
 from gad.config.models import (
     Full,
@@ -31,6 +32,7 @@ from gad.models.scorer import Scorer
 from gad.models.tokens import Codec
 from gad.models.trial import unfit
 from gad.records import Example, Prompt
+from gad.rollout.engine import Engine
 from gad.rollout.local import LocalEngine
 from gad.seeds import stable_seed
 from gad.stages import export
@@ -88,17 +90,13 @@ class Workshop:
         return Codec(tokenizer, self._config.prompt)
 
     @shared
-    def engine(self) -> LocalEngine:
+    def engine(self) -> Engine:
         """Samples from the student's network."""
-        compute = self._config.compute
-        network, plain = self._network
-        return LocalEngine(
-            network,
-            self.codec,
-            max_reply_tokens=self._config.prompt.max_reply_tokens,
-            rows_per_batch=compute.rows_per_sampling_batch,
-            plain=plain,
-        )
+        return engines.engine(self._config, *self._network, self.codec, lambda: self.prompt_limit)
+
+    def check_servers(self) -> None:
+        """Raises ConfigError or RolloutError where vLLM servers are named that will not do, or do not answer."""
+        engines.check_servers(self._config, self.codec)
 
     def visitor(self, model: LocalModel) -> tuple[LocalEngine, Codec]:
         """A model that nobody trains here, to sample from; it is not kept. Raises as `visitor_codec`."""
@@ -208,6 +206,7 @@ class Workshop:
             adversarial.cross_entropy_weight,
             adversarial.sampling.temperature,
             self._config.prompt.max_reply_tokens,
+            adversarial.importance_cap if self._config.weighs_replies else None,
         )
 
     def export(self, member: Member, target: Path, folder: Path) -> None:
@@ -231,7 +230,7 @@ class Workshop:
     def _network(self) -> tuple[Network, PreTrainedModel | None]:
         student = self._config.student
         network = self._made(student, student.tuning, gradient_checkpointing=student.gradient_checkpointing)
-        plain = network.plain_copy() if self._config.compute.merge_adapters else None
+        plain = network.plain_copy() if engines.needs_plain_copy(self._config) else None
         network.shard()
         return network, plain
 

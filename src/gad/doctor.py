@@ -23,6 +23,7 @@ _PURPOSE = {
     "train": "training and sampling",
     "hub": "data sets of the Hugging Face hub by name",
     "arena": "the blind comparison page",
+    "vllm": "sampling by vLLM inside the training process; servers need nothing here",
 }
 _KEYS = ("OPENAI_API_KEY", "HF_TOKEN")
 _CPU_INFO = Path("/proc/cpuinfo")

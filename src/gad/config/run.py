@@ -16,6 +16,7 @@ from gad.config.compared import TEACHER, AskedTeacher, ComparedModel, EndpointMo
 from gad.config.data import DataConfig
 from gad.config.judging import JudgingConfig
 from gad.config.models import DiscriminatorConfig, Lora, PromptConfig, SharedDiscriminator, StudentConfig
+from gad.config.rollout import Engine, LocalEngine, VllmServers
 from gad.config.teacher import TeacherConfig
 from gad.config.training import AdversarialConfig, Optimizer, Sampling, SeqkdConfig, WarmupConfig
 
@@ -34,8 +35,10 @@ class ComputeConfig(Section):
     why. A layout that the model cannot do is refused, and never picked."""
     tokens_per_micro_batch: PositiveInt = 4096
     """Token budget of one forward and backward pass. Lower it where memory runs out."""
+    engine: Engine = LocalEngine()
+    """Who samples the replies of the student."""
     rows_per_sampling_batch: PositiveInt = 64
-    """Replies that are sampled side by side."""
+    """Replies that are sampled side by side by the `local` engine; prompts in a batch of evaluation."""
     merge_adapters: bool = True
     """Sample from a copy of the base with the adapter merged in: faster, at the memory of a second base."""
     shard: Shard = "all"
@@ -228,10 +231,16 @@ class RunConfig(Section):
     def _asks_teacher(self) -> bool:
         return any(isinstance(model, AskedTeacher) for model in self.evaluation.models)
 
+    @property
+    def weighs_replies(self) -> bool:
+        """Whether the adversarial stage weighs replies by p_trained / p_sampled."""
+        weighs = self.adversarial is not None and self.adversarial.importance_cap is not None
+        return weighs and not isinstance(self.compute.engine, LocalEngine)
+
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
         mistakes = [*self._discriminator_mistakes(), *self._warmup_mistakes(), *self._prompt_mistakes()]
-        mistakes += self._pair_mistakes()
+        mistakes += [*self._engine_mistakes(), *self._pair_mistakes()]
         if self._asks_teacher and self.teacher is None:
             mistakes.append("`evaluation.models`: kind: teacher asks the run's `teacher`, and there is none: add one")
         if mistakes:
@@ -259,6 +268,18 @@ class RunConfig(Section):
     def _prompt_mistakes(self) -> Iterator[str]:
         if self.prompt.format == "alpaca" and self.prompt.template_arguments:
             yield "`prompt.template_arguments` are for chat templates: leave them out with prompt.format: alpaca"
+
+    def _engine_mistakes(self) -> Iterator[str]:
+        engine = self.compute.engine
+        if isinstance(engine, VllmServers) and engine.sync == "adapter" and not isinstance(self.student.tuning, Lora):
+            yield "compute.engine.sync=adapter needs student.tuning.kind=lora: with full tuning write sync: weights"
+        sampling = None if self.adversarial is None else self.adversarial.sampling
+        cut = sampling is not None and (sampling.top_p < 1.0 or sampling.top_k > 0)
+        if cut and self.weighs_replies:
+            yield (
+                f"compute.engine.kind={engine.kind} gives no log-probabilities from before top_p and top_k, which "
+                "adversarial.importance_cap needs: leave top_p and top_k out, or set importance_cap to null"
+            )
 
     def _pair_mistakes(self) -> Iterator[str]:
         known = (*self.students, TEACHER)

@@ -57,6 +57,9 @@ def _plain_url(url: str) -> str:
     return url.rstrip("/")
 
 
+ApiUrl = Annotated[str, AfterValidator(_plain_url)]
+
+
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError("is the name of an environment variable, e.g. OPENAI_API_KEY, not the key itself")

@@ -230,6 +230,9 @@ class AdversarialConfig(Section):
     """The pull back to the student at the start of this stage."""
     cross_entropy_weight: NonNegativeFloat = 0.0
     """Cross-entropy on the teacher's replies, mixed in: a dial from mode seeking back to coverage."""
+    importance_cap: Annotated[float, Field(ge=1.0)] | None = 2.0
+    """Where another engine than `local` samples, a token's loss is weighed by p_trained / p_sampled, at most this: 2 is
+    what TRL caps at; null weighs nothing."""
     max_bad_steps: NonNegativeInt = 5
     """As in `seqkd`."""
 

@@ -175,6 +175,36 @@ class Network:
                 up, down = layer.lora_B[name].weight, layer.lora_A[name].weight
                 yield f"{key}.weight", torch.addmm(base.to(up.dtype), up, down, alpha=layer.scaling[name])
 
+    def everything(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """All of a member's weights by the names of a model without adapters, in the base's type, rounded once.
+
+        All processes walk through it.
+        """
+        changed = set()
+        for key, weight in self.effective(name):
+            changed.add(key)
+            yield key, weight.detach().to(self.dtype)
+        if self._peft is None:
+            return
+        for key, parameter in self._model.named_parameters():
+            plain = key.replace(".base_layer.", ".")
+            if "lora_" not in key and plain not in changed:
+                yield plain, self.crew.full(parameter.data).to(self.dtype)
+
+    def adapter_config(self) -> dict[str, Any]:
+        """`adapter_config.json` of a member's adapter, as peft and vLLM read it."""
+        assert isinstance(self._tuning, Lora)
+        layers = [key for key, layer in self._model.named_modules() if isinstance(layer, BaseTunerLayer)]
+        return {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": str(self._model.name_or_path),
+            "r": self._tuning.rank,
+            "lora_alpha": self._tuning.alpha,
+            "target_modules": layers,
+            "bias": "none",
+        }
+
     def _lora_layers(self) -> list[Any]:
         return [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
 

@@ -79,6 +79,10 @@ class Codec:
         text = self._decode(ids)
         return text.strip() if ids != token_ids else _without_cut_end(text)
 
+    def ids(self, text: str) -> tuple[int, ...]:
+        """A text in the canonical way, special tokens taken as plain text, nothing added and nothing taken away."""
+        return self._encode(text)
+
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 

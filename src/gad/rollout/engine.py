@@ -26,12 +26,22 @@ class Request:
 
 class Engine(Protocol):
     """Contract: replies come back in the order of the requests and their seeds; ids are those that were sampled, with
-    end-of-text last exactly where `finished`; log-probabilities are the policy's at the sampling temperature."""
+    end-of-text last exactly where `finished`; log-probabilities are the policy's at the sampling temperature, or none
+    where an engine does not know them; `policy_version` is that of the weights that sampled."""
 
     def load_weights(self, member: Member, *, version: int) -> None:
         """Sample from these weights from now on."""
         ...
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Rollout]]:
-        """The replies of each request."""
+        """The replies of each request. Raises RolloutError where they cannot be had."""
+        ...
+
+    @property
+    def beside(self) -> bool:
+        """Whether it may sample in a thread of its own while the student is updated."""
+        ...
+
+    def counts(self) -> dict[str, float]:
+        """What went wrong on the way since the last time that this was asked, by names of metrics."""
         ...

@@ -83,6 +83,15 @@ class LocalEngine:
         """Sample from `plain` as it is: a model that nobody trains."""
         self._untrained = True
 
+    @property
+    def beside(self) -> bool:
+        """Not: it shares cores and modules with the update."""
+        return False
+
+    def counts(self) -> dict[str, float]:
+        """Nothing can go wrong on the way."""
+        return {}
+
     @everywhere("sampling")
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Rollout]]:
         """Raises RolloutError where no weights were loaded. Each process samples its share of the prompts."""

@@ -46,6 +46,7 @@ class Sampler:
             for drawn, rollouts in zip(batch, replies, strict=True)
         ]
         metrics = {"time/sampling": time.perf_counter() - started, **reply_metrics(groups, self.codec)}
+        metrics.update(self.engine.counts())
         if self.arithmetic is not None:
             drawn = [
                 (len(request.prompt_ids), [len(rollout.token_ids) for rollout in rollouts])

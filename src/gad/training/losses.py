@@ -55,8 +55,19 @@ def advantages(config: Advantages, rewards_PG: Tensor) -> Tensor:
             assert_never(config)
 
 
-def policy(config: PolicyLoss, logps_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor, totals: Totals) -> Tensor:
-    """This part's share of the policy loss. Rollouts are of the weights being trained: the ratio is 1."""
+def policy(
+    config: PolicyLoss,
+    logps_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    totals: Totals,
+    weights_BT: Tensor | None = None,
+) -> Tensor:
+    """This part's share of the policy loss. Rollouts are of the weights being trained: the ratio is 1.
+
+    weights_BT: where they are not quite, `objectives.importance_weights`.
+    """
+    aggregation: str
     match config:
         case Reinforce(aggregation=aggregation):
             loss_BT = objectives.reinforce(logps_BT, advantages_B, mask_BT)
@@ -68,12 +79,16 @@ def policy(config: PolicyLoss, logps_BT: Tensor, advantages_B: Tensor, mask_BT: 
             loss_BT = objectives.clipped_surrogate(
                 logps_BT, None, advantages_B, mask_BT, clip_low=clip, clip_high=clip, dual_clip=None
             )
-            return objectives.constant_length(loss_BT, mask_BT, totals.sequences, totals.max_reply_tokens)
+            aggregation = "constant_length"
         case SequenceRatio(clip_low=low, clip_high=high):
             loss_BT = objectives.sequence_surrogate(logps_BT, None, advantages_B, mask_BT, clip_low=low, clip_high=high)
             aggregation = "sequence_mean"
         case _:
             assert_never(config)
+    if weights_BT is not None:
+        loss_BT = loss_BT * weights_BT
+    if aggregation == "constant_length":
+        return objectives.constant_length(loss_BT, mask_BT, totals.sequences, totals.max_reply_tokens)
     if aggregation == "token_mean":
         return objectives.token_mean(loss_BT, mask_BT, totals.tokens)
     return objectives.sequence_mean(loss_BT, mask_BT, totals.sequences)

@@ -24,19 +24,21 @@ from gad.training import losses
 from gad.training.batching import Batcher, MicroBatch
 from gad.training.costs import Costs
 from gad.training.evidence import Evidence, Row, example_rows, group_rows
+from gad.training.importance import weigh
 from gad.training.losses import Totals
 from gad.training.optimizer import Metrics, Updater, entries
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyObjective:
-    """What the adversarial stage minimises."""
+    """What the adversarial stage minimises. `importance_cap`: bound of p_trained / p_sampled, None weighs nothing."""
 
     policy_loss: PolicyLoss
     kl: Kl
     cross_entropy_weight: float
     temperature: float
     max_reply_tokens: int
+    importance_cap: float | None = None
 
 
 class StudentTrainer:
@@ -109,11 +111,10 @@ class StudentTrainer:
             with self._batcher.room("the student's update", micro):
                 sums.add(self._accumulate(part, objective, totals))
         sums = sums.over(self.crew)
-        metrics = {
+        metrics: Metrics = {
             "student/loss": sums.loss,
             "student/entropy": sums.entropy / sampled,
             **self._step(sums.loss, lambda: group_rows(groups, advantages_PG, "advantage")),
-            "rollout/logp_gap": sums.logp_gap / sampled,
             "tokens/trained": float(sampled + imitated),
             "tokens/student": sums.tokens,
             **self._costs.update(
@@ -125,6 +126,11 @@ class StudentTrainer:
         }
         if self._reference is not None:
             metrics["student/kl_to_reference"] = sums.kl / sampled
+        if all(rollout.logps for group in groups for rollout in group.rollouts):
+            metrics["rollout/logp_gap"] = sums.logp_gap / sampled
+        if objective.importance_cap is not None:
+            metrics["rollout/importance_mean"] = sums.importance / sampled
+            metrics["rollout/importance_capped"] = sums.capped / sampled
         if mixed:
             metrics["student/cross_entropy"] = sums.cross_entropy
         metrics["time/student"] = time.perf_counter() - started
@@ -179,11 +185,11 @@ class StudentTrainer:
         with self.member.using():
             states_MH = hidden_states(self.member.network.backbone(), part.batch)
             logps_BT, entropies_BT = self._read(self.member, states_MH, sampled, objective.temperature)
-            loss = losses.policy(objective.policy_loss, logps_BT, part.advantages_B, mask_BT, totals)
-            sums = _Sums(
-                tokens=float(tokens_of(part.batch)),
-                entropy=entropies_BT.sum().item(),
-                logp_gap=_gap(logps_BT.detach(), mask_BT, part.sampler_logps),
+            sums = _Sums(tokens=float(tokens_of(part.batch)), entropy=entropies_BT.sum().item())
+            found = weigh(logps_BT.detach(), mask_BT, part.sampler_logps, objective.importance_cap)
+            sums.logp_gap, sums.importance, sums.capped = found.gap, found.total, found.capped
+            loss = losses.policy(
+                objective.policy_loss, logps_BT, part.advantages_B, mask_BT, totals, weighed.weights_BT
             )
             if reference_BT is not None:
                 kl_BT = losses.kl(objective.kl, logps_BT, reference_BT, mask_BT)
@@ -282,6 +288,8 @@ class _Sums:
     entropy: float = 0.0
     cross_entropy: float = 0.0
     logp_gap: float = 0.0
+    importance: float = 0.0
+    capped: float = 0.0
 
     def add(self, other: _Sums) -> None:
         for name in _Sums.__slots__:
@@ -291,9 +299,3 @@ class _Sums:
         """Added up over the processes."""
         values = torch.tensor([getattr(self, name) for name in _Sums.__slots__], dtype=torch.float64)
         return _Sums(*crew.sum(values).tolist())
-
-
-def _gap(logps_BT: Tensor, mask_BT: Tensor, sampler_logps: Sequence[tuple[float, ...]]) -> float:
-    """Sum over tokens of |log-probability here - at sampling|: bfloat16 and another order of sums, or stale weights."""
-    sampled_N = torch.tensor([value for row in sampler_logps for value in row], device=logps_BT.device)
-    return (logps_BT[mask_BT] - sampled_N).abs().sum().item() if len(sampled_N) else 0.0

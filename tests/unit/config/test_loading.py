@@ -69,6 +69,31 @@ MISTAKES = {
         "student2: 1\nprompt: {template_arguments: {a: [1]}}",
         "run.yaml:7: prompt.template_arguments.a should be true or false or a whole number or text",
     ),
+    "adapters of a whole model": (
+        "  tuning: {kind: full}\ndiscriminator: {kind: own, model: m}\n"
+        "compute: {engine: {kind: vllm_server, urls: ['http://a:1'], sync_folder: x}}",
+        "run.yaml:6: compute.engine.sync=adapter needs student.tuning.kind=lora: with full tuning write sync: weights",
+    ),
+    "a server twice": (
+        "compute: {engine: {kind: vllm_server, urls: ['http://a:1', 'http://a:1/'], sync_folder: x}}",
+        "run.yaml:6: compute.engine: `urls` names a server twice: http://a:1, http://a:1",
+    ),
+    "no server": (
+        "compute: {engine: {kind: vllm_server, urls: [], sync_folder: x}}",
+        "run.yaml:6: compute.engine: `urls` names no server",
+    ),
+    "no address": (
+        "compute: {engine: {kind: vllm_server, urls: [here], sync_folder: x}}",
+        "run.yaml:6: compute.engine.urls.0: 'here' is no address of an API",
+    ),
+    "weights of cut distributions": (
+        "compute: {engine: {kind: vllm}}\nadversarial: {sampling: {top_p: 0.9}}",
+        "run.yaml:6: compute.engine.kind=vllm gives no log-probabilities from before top_p and top_k",
+    ),
+    "cap below one": (
+        "adversarial: {importance_cap: 0.5}",
+        "run.yaml:6: adversarial.importance_cap should be greater than or equal to 1 (got 0.5)",
+    ),
     "below the least": ("seed: -1", "run.yaml:6: seed should be greater than or equal to 0 (got -1)"),
     "nan": (
         "seqkd: {optimizer: {learning_rate: .nan}}",
@@ -102,10 +127,10 @@ MISTAKES = {
     ),
     "value for a section": (
         "compute: fast",
-        "run.yaml:6: compute should be a section with keys (device, layout, merge_adapters, rows_per_sampling_batch, "
-        "shard, stall_seconds, ...), not a single value (got 'fast')",
+        "run.yaml:6: compute should be a section with keys (device, engine, layout, merge_adapters, "
+        "rows_per_sampling_batch, shard, ...), not a single value (got 'fast')",
     ),
-    "empty section": ("compute:", "run.yaml:6: compute is empty; it takes the keys device, layout, "),
+    "empty section": ("compute:", "run.yaml:6: compute is empty; it takes the keys device, engine, layout, "),
     "value for a list": (
         "evaluation: {decodings: 3}",
         "run.yaml:6: evaluation.decodings should be a list of entries with keys (name, sampling)",

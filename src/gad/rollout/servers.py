@@ -1,0 +1,258 @@
+"""Sampling by vLLM servers, on this machine or others.
+
+After each update the servers are handed the new weights: the adapter alone, or all weights, through a folder that
+all of them see. A reply is taken only from a server that holds those weights, so a reply's version is what it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from weakref import finalize
+
+import torch
+from safetensors.torch import save_file
+
+from gad.config.rollout import VllmServers
+from gad.config.training import Sampling
+from gad.crew import Here, everywhere
+from gad.errors import ConfigError, RolloutError
+from gad.layouts import TokenGroup, build, to_device
+from gad.models.forward import hidden_states, reply_logps
+from gad.models.network import Member, Network
+from gad.models.tokens import Codec
+from gad.records import Prompt, Rollout
+from gad.rollout.completions import Away, Rejected, Unfit, Wanted
+from gad.rollout.dispatch import Counts, Dispatcher, Job, troubles
+from gad.rollout.engine import Request
+from gad.rollout.wire import PROBE_TEXT, Expected, Handover, Server
+
+_GRACE_SECONDS = 5.0
+"""Once a server is found fit, so long the others are waited for; they are looked at again before they work."""
+SHARD_BYTES = 2**30
+"""Weights are written in files of about this size, so that a model need not be in memory a second time."""
+LARGEST_GAP = 0.25
+"""Nats a token. A server's log-probabilities of a test reply differ by less from the trained model's where it serves
+that model: rounding in bfloat16 makes a tenth of it."""
+_TEST_PROMPT = Prompt.from_text("test", "Say in one sentence what you can do.")
+_TEST_TOKENS = 16
+
+
+def expected(config: VllmServers, codec: Codec, student: str) -> Expected:
+    """What every server must be like. Raises ConfigError where the key is not in the environment."""
+    key = None if config.api_key_env is None else os.environ.get(config.api_key_env)
+    if config.api_key_env is not None and not key:
+        raise ConfigError(f"compute.engine.api_key_env={config.api_key_env}: this variable is not set")
+    return Expected(
+        model=config.model,
+        student=student,
+        probe_ids=codec.ids(PROBE_TEXT),
+        stop_ids=codec.stop_ids,
+        key=key,
+        request_seconds=config.request_seconds,
+        health_seconds=config.health_seconds,
+    )
+
+
+class ServerEngine:
+    """See `Engine`. The first of several processes asks; all gather weights."""
+
+    def __init__(
+        self, network: Network, codec: Codec, config: VllmServers, wants: Expected, *, max_reply_tokens: int
+    ) -> None:
+        self._network, self._codec, self._config = network, codec, config
+        self._limit, self._vocabulary = max_reply_tokens, int(network.config.vocab_size)
+        self._servers = [Server(url, wants) for url in config.urls]
+        self._handover: Handover | None = None
+        self._test_logps: Callable[[tuple[int, ...]], list[float]] | None = None
+        self._counts, self._loads = Counts(), 0
+        self._name = f"gad-{uuid.uuid4().hex[:8]}"
+        self._folder: Path | None = None
+        self.crew = network.crew
+        self.crew.adopt(self)
+
+    @property
+    def beside(self) -> bool:
+        """It only waits for others."""
+        return True
+
+    def counts(self) -> dict[str, float]:
+        """Replies asked for again, outages of servers, servers left out for good."""
+        counts, self._counts = self._counts, Counts()
+        return {
+            "rollout/retried": float(counts.retried),
+            "rollout/outages": float(counts.outages),
+            "rollout/servers": float(sum(not server.dropped for server in self._servers)),
+        }
+
+    def load_weights(self, member: Member, *, version: int) -> None:
+        """Write the weights where servers find them; each takes them up before its next reply.
+
+        Raises ConfigError where the folder cannot be written.
+        """
+        self._loads += 1  # stages count their versions anew, and every arm of an evaluation is version 0
+        label = f"{self._name}-{self._loads}"
+        path = self._place() / label
+        try:
+            path.mkdir(exist_ok=True)
+            self._write(member, Here(path))
+        except OSError as error:
+            raise ConfigError(f"compute.engine.sync_folder={self._config.sync_folder}: {error.strerror}") from error
+        old, self._handover = self._handover, Handover(label, version, path, self._config.sync == "adapter")
+        self._test_logps = lambda reply_ids: self._own_logps(member, reply_ids)
+        if old is not None and old.path != path:
+            shutil.rmtree(old.path, ignore_errors=True)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Rollout]]:
+        """Raises RolloutError where no weights were loaded, or no server can give the replies."""
+        if self._handover is None:
+            raise RolloutError("no weights: call load_weights before generate")
+        jobs = [
+            [Job(self._wanted(request.prompt_ids, seed, sampling), request.prompt.id) for seed in request.seeds]
+            for request in requests
+        ]
+        dispatcher = Dispatcher(
+            self._servers,
+            [job for row in jobs for job in row],
+            self._handover,
+            self._ready,
+            width=self._config.requests_per_server,
+            health_seconds=self._config.health_seconds,
+            patience_seconds=self._config.patience_seconds,
+        )
+        try:
+            asyncio.run(dispatcher.run())
+        finally:
+            for name in Counts.__slots__:
+                setattr(self._counts, name, getattr(self._counts, name) + getattr(dispatcher.counts, name))
+        version = self._handover.version
+        return [
+            [self._rollout(request, job, version) for job in row] for request, row in zip(requests, jobs, strict=True)
+        ]
+
+    async def _ready(self, server: Server) -> None:
+        """Raises Away, Unfit."""
+        handover = self._handover
+        assert handover is not None
+        if await server.holds(handover):
+            return
+        await server.inspect()
+        await server.take(handover)
+        if not server.compared:
+            await self._compare(server, handover)
+
+    async def _compare(self, server: Server, handover: Handover) -> None:
+        """Raises Unfit where a server's log-probabilities of its own test reply are not those of the trained model."""
+        wanted = self._wanted(self._codec.prompt_ids(_TEST_PROMPT), 0, Sampling(temperature=0))
+        wanted = replace(wanted, limit=min(_TEST_TOKENS, self._limit))
+        try:
+            reply = await server.complete(wanted, handover)
+        except Rejected as error:
+            raise Unfit(f"refuses a test question ({error.status}: {error})") from error
+        assert self._test_logps is not None
+        own = self._test_logps(reply.token_ids)
+        gap = sum(abs(here - there) for here, there in zip(own, reply.logps, strict=True)) / len(own)
+        if not gap <= LARGEST_GAP:
+            raise Unfit(
+                f"serves another model than the one that is trained: log-probabilities of a test reply differ by "
+                f"{gap:.2f} nats a token (at most {LARGEST_GAP} is rounding); serve student.model with the same weights"
+            )
+        server.compared = True
+
+    def _wanted(self, prompt_ids: tuple[int, ...], seed: int, sampling: Sampling) -> Wanted:
+        return Wanted(prompt_ids, seed, self._limit, sampling, self._vocabulary)
+
+    @everywhere("comparing a server's model with the student")
+    def _own_logps(self, member: Member, reply_ids: tuple[int, ...]) -> list[float]:
+        group = TokenGroup(self._codec.prompt_ids(_TEST_PROMPT), (reply_ids,))
+        batch = to_device(build([group], "padded"), self._network.device)
+        with torch.no_grad(), self._network.sampling(member.name) as (backbone, head_VH):
+            states_MH = hidden_states(backbone, batch)
+            logps_BL, _ = reply_logps(states_MH, batch.readout, head_VH, softcap=self._network.softcap)
+        values: list[float] = logps_BL[0].tolist()
+        return values
+
+    def _place(self) -> Path:
+        if self._folder is None:
+            try:
+                shared = self._config.sync_folder.expanduser().absolute()
+                self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name}-", dir=shared))
+            except OSError as error:
+                raise ConfigError(
+                    f"compute.engine.sync_folder={self._config.sync_folder}: {error.strerror}; name a folder that "
+                    "exists, that can be written here and that all servers see"
+                ) from error
+            self._folder.chmod(0o755)  # servers may run as another user
+            finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder
+
+    @everywhere("gathering weights to sample")
+    def _write(self, member: Member, path: Here[Path]) -> None:
+        if self._config.sync == "adapter":
+            state = member.state()
+            if path.value is not None:
+                tensors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}
+                save_file(tensors, path.value / "adapter_model.safetensors")
+                config = json.dumps(self._network.adapter_config(), indent=1)
+                (path.value / "adapter_config.json").write_text(config, encoding="utf-8")
+            return
+        shard: dict[str, torch.Tensor] = {}
+        files = 0
+        with torch.no_grad():
+            for name, weight in self._network.everything(member.name):
+                if path.value is None:
+                    continue
+                shard[name] = weight.cpu().contiguous()
+                if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
+                    save_file(shard, path.value / f"model-{files:05d}.safetensors")
+                    shard, files = {}, files + 1
+        if path.value is not None and shard:
+            save_file(shard, path.value / f"model-{files:05d}.safetensors")
+
+    def _rollout(self, request: Request, job: Job, version: int) -> Rollout:
+        assert job.reply is not None
+        ids = job.reply.token_ids
+        return Rollout(request.prompt.id, ids, self._codec.text(ids), job.reply.finished, job.reply.logps, version)
+
+
+def check(config: VllmServers, wants: Expected) -> None:
+    """Look at every server before anything is computed; one that is starting is waited for.
+
+    Raises ConfigError where one is unfit, RolloutError where none answers in time.
+    """
+    asyncio.run(_check([Server(url, wants) for url in config.urls], config.patience_seconds))
+
+
+async def _check(servers: Sequence[Server], patience: float) -> None:
+    async def look(server: Server) -> None:
+        async with server.open(1):
+            while True:
+                try:
+                    return await server.inspect()
+                except Away as error:
+                    server.trouble = str(error)
+                    await asyncio.sleep(0.5)
+
+    tasks = [asyncio.create_task(look(server)) for server in servers]
+    await asyncio.wait(tasks, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+    done, waiting = await asyncio.wait(tasks, timeout=min(_GRACE_SECONDS, patience))
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    for task, server in zip(tasks, servers, strict=True):
+        if task in done and isinstance(error := task.exception(), Unfit):
+            raise ConfigError(f"compute.engine.urls: {server.url} {error}") from error
+        if task in done and (other := task.exception()) is not None:
+            raise other
+    if not done:
+        raise RolloutError(
+            f"no vLLM server in {patience:g} s (compute.engine.patience_seconds): {troubles(servers)}; start one, and "
+            "run the same command again"
+        )
