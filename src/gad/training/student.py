@@ -188,9 +188,7 @@ class StudentTrainer:
             sums = _Sums(tokens=float(tokens_of(part.batch)), entropy=entropies_BT.sum().item())
             found = weigh(logps_BT.detach(), mask_BT, part.sampler_logps, objective.importance_cap)
             sums.logp_gap, sums.importance, sums.capped = found.gap, found.total, found.capped
-            loss = losses.policy(
-                objective.policy_loss, logps_BT, part.advantages_B, mask_BT, totals, weighed.weights_BT
-            )
+            loss = losses.policy(objective.policy_loss, logps_BT, part.advantages_B, mask_BT, totals, found.weights_BT)
             if reference_BT is not None:
                 kl_BT = losses.kl(objective.kl, logps_BT, reference_BT, mask_BT)
                 sums.kl = kl_BT.detach().sum().item()
