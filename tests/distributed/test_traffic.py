@@ -165,12 +165,12 @@ def computed(sharing: Sharing, layout: str, of_student: int = 1, of_discriminato
 
 
 def small_sums(size: int, split: Split, players: Players) -> int:
-    """Scores of teacher and student, loss and tokens; six sums of the student; a norm each where shards have one."""
+    """Scores of teacher and student, loss and tokens; eight sums of the student; a norm each where shards have one."""
     if size == 1:
         return 0
     scores = (4 + 4 * 3) * 4 + 8 + 8
     norms = 2 * 8 if split.shards > 1 and players.rank is None else 0
-    return scores + 6 * 8 + norms
+    return scores + 8 * 8 + norms
 
 
 def test_shards_of_a_14b_model_on_64_gpus() -> None:
