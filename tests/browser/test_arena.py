@@ -39,7 +39,7 @@ def written(folder: Path) -> list[dict[str, Any]]:
 
 
 def waits_for(page: Any, done: int) -> None:
-    page.locator("#where", has_text=f"{done} of ").wait_for(timeout=5000)
+    page.locator("#where", has_text=f"{done} of ").wait_for(timeout=30_000)
 
 
 @pytest.mark.parametrize(("width", "scheme"), SIZES)
