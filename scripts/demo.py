@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from gad.cli import let_threads_sleep
 from gad.config.loading import load
 from gad.config.run import RunConfig
 
@@ -106,8 +107,7 @@ def steps_of_work(config: RunConfig) -> float:
 
 def _step_seconds(config: RunConfig) -> float:
     """The better of two steps after a first one."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    let_threads_sleep()
     _say("timing this machine ...")
     from gad.build import Workshop
     from gad.records import Example, Prompt, TeacherReply

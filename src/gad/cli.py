@@ -43,11 +43,18 @@ for verb in VERBS:
 
 def main() -> None:
     """Entry point."""
-    # Threads that soon wait asleep: on a busy machine threads that spin make every step many times slower, and on an
-    # idle one waking them for each of many small kernels cost 15% of the quickstart's imitation steps.
+    let_threads_sleep()
+    app()
+
+
+def let_threads_sleep() -> None:
+    """Threads soon wait asleep; before torch is imported.
+
+    On a busy machine threads that spin make every step many times slower, and on an idle one waking them for each of
+    many small kernels cost 15% of the quickstart's imitation steps.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    app()
 
 
 @app.callback(invoke_without_command=True)

@@ -37,11 +37,6 @@ class Engine(Protocol):
         """The replies of each request. Raises RolloutError where they cannot be had."""
         ...
 
-    @property
-    def beside(self) -> bool:
-        """Whether it may sample in a thread of its own while the student is updated."""
-        ...
-
     def counts(self) -> dict[str, float]:
         """What went wrong on the way since the last time that this was asked, by names of metrics."""
         ...

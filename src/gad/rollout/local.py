@@ -83,11 +83,6 @@ class LocalEngine:
         """Sample from `plain` as it is: a model that nobody trains."""
         self._untrained = True
 
-    @property
-    def beside(self) -> bool:
-        """Not: it shares cores and modules with the update."""
-        return False
-
     def counts(self) -> dict[str, float]:
         """Nothing can go wrong on the way."""
         return {}

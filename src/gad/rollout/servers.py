@@ -78,11 +78,6 @@ class ServerEngine:
         self.crew = network.crew
         self.crew.adopt(self)
 
-    @property
-    def beside(self) -> bool:
-        """It only waits for others."""
-        return True
-
     def counts(self) -> dict[str, float]:
         """Replies asked for again, outages of servers, servers left out for good."""
         counts, self._counts = self._counts, Counts()

@@ -74,11 +74,6 @@ class VllmEngine:
         )
         torch.set_num_threads(threads)
 
-    @property
-    def beside(self) -> bool:
-        """Not: it shares a process and a device with the update."""
-        return False
-
     def counts(self) -> dict[str, float]:
         """Nothing can go wrong on the way."""
         return {}
