@@ -30,8 +30,7 @@ def equal_losses(folder: Path) -> dict[str, float]:
         shop = Workshop(config)
         game = ours.game(shop, config, frozen=False)
         batch = [Drawn(example, example.replies[0], 0) for example in ours.examples(folder)[: files.PROMPTS_PER_STEP]]
-        game.sampler.engine.load_weights(game.student.member, version=0)
-        groups, _ = game.sampler.groups(batch, 1)
+        groups, _ = game.replies.groups(batch, 1)
         peers = {name: Discriminator(folder, fused=name == "fused") for name in ("naive", "fused")}
         scorer = game.discriminator.scorer
         theirs = peers["naive"].model
@@ -98,7 +97,6 @@ def sampling(folder: Path, rounds: int) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder / "model", padding_side="left")
         workload, _ = files.read(folder)
         batch = [Drawn(example, example.replies[0], 0) for example in ours.examples(folder)[: workload.prompts]]
-        game.sampler.engine.load_weights(game.student.member, version=0)
         texts = [
             tokenizer.apply_chat_template(
                 [message.as_dict() for message in drawn.example.prompt.messages],
@@ -113,7 +111,7 @@ def sampling(folder: Path, rounds: int) -> dict[str, Any]:
         theirs, per_token = [], []
         for _ in range(rounds):
             started = time.process_time()
-            groups, _ = game.sampler.groups(batch, 1)
+            groups, _ = game.replies.groups(batch, 1)
             spent = time.process_time() - started
             tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
             per_token.append(spent / tokens)

@@ -21,6 +21,7 @@ from gad.progress import Lines
 from gad.records import Example, Prompt, TeacherReply
 from gad.signals import StopRequest
 from gad.stages import adversarial
+from gad.stages.sampling import Fresh
 from gad.training.run import Place, StageRun
 
 ENDLESS = 1_000_000
@@ -90,7 +91,9 @@ def game(shop: Workshop, config: RunConfig, *, frozen: bool) -> adversarial.Game
     student = shop.student_trainer(settings.student, ENDLESS)
     discriminator = shop.discriminator_trainer(None if frozen else settings.discriminator, ENDLESS)
     sampler = shop.sampler("adversarial", settings.sampling, settings.replies_per_prompt)
-    return adversarial.Game(student, discriminator, sampler, settings.advantages, shop.objective())
+    return adversarial.Game(
+        student, discriminator, Fresh(sampler, student.member), settings.advantages, shop.objective()
+    )
 
 
 def play(name: str, folder: Path, turns: Turns) -> None:

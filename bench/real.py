@@ -26,15 +26,16 @@ BUDGET = 1024
 KINDS = ("one_base", "three_full", "three_bases")
 """one_base: student, discriminator and reference are adapters of one base, sampling merges them into a second copy.
 three_full: three models that are trained whole, as GAD on a trainer without adapters has them; the same copy.
-three_bases: adapters, but each of the three has a base of its own."""
+three_bases: adapters, but each of the three has a base of its own.
+All of them recompute activations in the backward pass, as somebody does who is short of memory."""
 NO_BF16 = "this CPU has no bfloat16 instructions and emulates them: a share of an emulation says nothing"
 
 
-def config(runs: Path, dtype: str, kind: str = "one_base") -> Any:
+def config(runs: Path, dtype: str, kind: str = "one_base", *, gradient_checkpointing: bool = False) -> Any:
     from gad.config.run import RunConfig
 
     tuning = {"kind": "full" if kind == "three_full" else "lora"}
-    model = {"model": MODEL, "tuning": tuning, "dtype": dtype}
+    model = {"model": MODEL, "tuning": tuning, "dtype": dtype, "gradient_checkpointing": gradient_checkpointing}
     optimizer = {"learning_rate": 1e-5, "max_grad_norm": 1.0}
     return RunConfig.model_validate(
         {
@@ -58,11 +59,10 @@ def config(runs: Path, dtype: str, kind: str = "one_base") -> Any:
     )
 
 
-def shop_and_players(runs: Path, dtype: str, kind: str = "one_base") -> tuple[Any, Any, Any]:
+def shop_and_players(settings: Any, kind: str = "one_base") -> tuple[Any, Any, Any]:
     """The workshop, the student's trainer and the discriminator's, as the adversarial stage makes them."""
     from gad.build import Workshop
 
-    settings = config(runs, dtype, kind)
     shop = Workshop(settings)
     reference = shop.reference if kind != "three_bases" else other_base(settings)
     student = shop.student_trainer(settings.adversarial.student, 100, reference=reference)
@@ -109,7 +109,7 @@ def share(dtype: str, rounds: int = 2) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as runs:
-        shop, student, discriminator = shop_and_players(Path(runs), dtype)
+        shop, student, discriminator = shop_and_players(config(Path(runs), dtype))
         made, objective = groups(shop.codec), shop.objective()
         rows = []
         for turn in range(-1, rounds):
@@ -171,7 +171,8 @@ def memory(kind: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     imports = _peak_mb()
     with tempfile.TemporaryDirectory() as runs:
-        shop, student, discriminator = shop_and_players(Path(runs), "float32", kind)
+        lean = config(Path(runs), "float32", kind, gradient_checkpointing=True)
+        shop, student, discriminator = shop_and_players(lean, kind)
         settings = shop._config.adversarial
         sampler = shop.sampler("adversarial", settings.sampling, REPLIES)
         loaded = _peak_mb()

@@ -22,10 +22,12 @@ from gad.progress import Progress
 from gad.schedule import adversarial_steps, phase_steps, steps_for, steps_of
 from gad.signals import StopRequest
 from gad.stages import adversarial, judged_sets, seqkd, warmup
+from gad.stages.ahead import OneStepOff
 from gad.stages.judge_api import FIGURES
+from gad.stages.sampling import Fresh, Replies
 from gad.teacher.client import needed_key
 from gad.training.optimizer import entries
-from gad.training.run import Place, StageRun, done_checkpoint
+from gad.training.run import Place, StageRun, Trained, done_checkpoint
 
 
 class Pipeline:
@@ -153,18 +155,22 @@ class Pipeline:
             discriminator.scorer.load(entries(warm.tensors("discriminator"), "weights."))
         else:
             discriminator.scorer.start_from(self._shop.student)
+        parts: dict[str, Trained] = {"student": student, "discriminator": discriminator}
+        sampler = self._shop.sampler("adversarial", settings.sampling, settings.replies_per_prompt)
+        replies: Replies = Fresh(sampler, student.member)
+        if settings.one_step_off:
+            replies = parts["replies"] = OneStepOff(sampler, student.member, lambda step: run.upcoming(step))
         run = StageRun(
             "adversarial",
             self._place,
             examples,
             batch_size=settings.batch_size,
             total_steps=steps,
-            parts={"student": student, "discriminator": discriminator},
+            parts=parts,
             peak_flops=self._peak_flops,
             max_bad_steps=settings.max_bad_steps,
         )
-        sampler = self._shop.sampler("adversarial", settings.sampling, settings.replies_per_prompt)
-        game = adversarial.Game(student, discriminator, sampler, settings.advantages, self._shop.objective())
+        game = adversarial.Game(student, discriminator, replies, settings.advantages, self._shop.objective())
         adversarial.train(run, game)
 
     def generate(self) -> None:

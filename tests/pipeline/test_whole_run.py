@@ -68,23 +68,6 @@ def test_two_runs_with_one_seed_have_the_same_log_and_figures(tmp_path: Path) ->
     assert runs.metrics(other) != runs.metrics(folders[0])
 
 
-class StopAfter(StopRequest):
-    """Asks for a stop when it has been looked at so many times."""
-
-    def __init__(self, looks: int) -> None:
-        self._looks = looks
-        super().__init__()
-
-    @property  # type: ignore[override]
-    def signal_number(self) -> int | None:
-        self._looks -= 1
-        return 15 if self._looks < 0 else None
-
-    @signal_number.setter
-    def signal_number(self, value: int | None) -> None:
-        pass
-
-
 @pytest.mark.slow
 def test_a_run_stopped_at_every_turn_ends_as_one_that_never_was(tmp_path: Path) -> None:
     model = tiny.save(tmp_path / "model")
@@ -93,7 +76,7 @@ def test_a_run_stopped_at_every_turn_ends_as_one_that_never_was(tmp_path: Path) 
     stops, codes = 0, set[int]()
     while True:
         try:
-            runs.run(config, StopAfter(looks=5))
+            runs.run(config, runs.StopAfter(looks=5))
             break
         except Interrupted as stop:
             codes.add(stop.exit_code)

@@ -73,6 +73,23 @@ def run_config(folder: Path, model: Path | str, **changes: Any) -> RunConfig:
     return RunConfig.model_validate({**values, **changes})
 
 
+class StopAfter(StopRequest):
+    """Asks for a stop when it has been looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+        super().__init__()
+
+    @property  # type: ignore[override]
+    def signal_number(self) -> int | None:
+        self._looks -= 1
+        return 15 if self._looks < 0 else None
+
+    @signal_number.setter
+    def signal_number(self, value: int | None) -> None:
+        pass
+
+
 def run(config: RunConfig, stop: StopRequest | None = None) -> Path:
     """Every stage; returns the run folder."""
     with opened(config) as folder:

@@ -234,8 +234,9 @@ class RunConfig(Section):
     @property
     def weighs_replies(self) -> bool:
         """Whether the adversarial stage weighs replies by p_trained / p_sampled."""
-        weighs = self.adversarial is not None and self.adversarial.importance_cap is not None
-        return weighs and not isinstance(self.compute.engine, LocalEngine)
+        if self.adversarial is None or self.adversarial.importance_cap is None:
+            return False
+        return self.adversarial.one_step_off or not isinstance(self.compute.engine, LocalEngine)
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
@@ -275,7 +276,7 @@ class RunConfig(Section):
             yield "compute.engine.sync=adapter needs student.tuning.kind=lora: with full tuning write sync: weights"
         sampling = None if self.adversarial is None else self.adversarial.sampling
         cut = sampling is not None and (sampling.top_p < 1.0 or sampling.top_k > 0)
-        if cut and self.weighs_replies:
+        if cut and self.weighs_replies and not isinstance(engine, LocalEngine):
             yield (
                 f"compute.engine.kind={engine.kind} gives no log-probabilities from before top_p and top_k, which "
                 "adversarial.importance_cap needs: leave top_p and top_k out, or set importance_cap to null"

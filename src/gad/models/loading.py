@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import threading
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE_PREFIX = "package:"
+
+_LOADING = threading.Lock()
+"""One model at a time: while transformers loads one, it patches its classes for the whole process. Of two threads that
+load at once, one can leave the patch behind, and from then on no model's tied weights are tied."""
 
 
 def cache_folder() -> Path:
@@ -78,15 +83,16 @@ def load_model(
     transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        pair: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            output_loading_info=True,
-            config=config.get_text_config() if hasattr(config, "text_config") else config,
-            dtype=dtype,
-            attn_implementation=IMPLEMENTATION,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-        )
+        with _LOADING:
+            pair: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                output_loading_info=True,
+                config=config.get_text_config() if hasattr(config, "text_config") else config,
+                dtype=dtype,
+                attn_implementation=IMPLEMENTATION,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+            )
         model, found = pair
         if found["missing_keys"]:
             raise ValueError(f"{len(found['missing_keys'])} weights are missing, such as {min(found['missing_keys'])}")
@@ -129,12 +135,13 @@ def _converted(gguf: Path) -> Path:
         transformers_logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent,
-                gguf_file=gguf.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.bfloat16,
-            )
+            with _LOADING:
+                model = AutoModelForCausalLM.from_pretrained(
+                    gguf.parent,
+                    gguf_file=gguf.name,
+                    quantization_config=GgufConfig(dequantize=True),
+                    dtype=torch.bfloat16,
+                )
         except (OSError, ValueError, KeyError, RuntimeError, struct.error) as error:
             raise ModelError(f"{gguf}: not a GGUF model that transformers can read ({_first_line(error)})") from error
         with atomic_directory(target) as folder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,11 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Rollout]]:
         """The replies of each request. Raises RolloutError where they cannot be had."""
+        ...
+
+    def begin(self, requests: Sequence[Request], sampling: Sampling) -> Callable[[], list[list[Rollout]]]:
+        """As `generate`; the function that comes back waits for the replies. Where another machine samples, it does so
+        while this one goes on. The replies are to be waited for before the next `load_weights`."""
         ...
 
     def counts(self) -> dict[str, float]:

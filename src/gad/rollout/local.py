@@ -8,7 +8,7 @@ P prompts, R rows being sampled, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -100,6 +100,11 @@ class LocalEngine:
             for index, rollouts in zip(share, replies, strict=True):
                 done[index] = rollouts
         return done
+
+    def begin(self, requests: Sequence[Request], sampling: Sampling) -> Callable[[], list[list[Rollout]]]:
+        """Samples at once: the device is the one that trains."""
+        replies = self.generate(requests, sampling)
+        return lambda: replies
 
     def _replies(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Rollout]]:
         done: list[list[Rollout]] = [[] for _ in requests]

@@ -11,10 +11,13 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 from weakref import finalize
 
 import torch
@@ -33,6 +36,8 @@ from gad.rollout.completions import Away, Rejected, Unfit, Wanted
 from gad.rollout.dispatch import Counts, Dispatcher, Job, troubles
 from gad.rollout.engine import Request
 from gad.rollout.wire import PROBE_TEXT, Expected, Handover, Server
+
+T = TypeVar("T")
 
 _GRACE_SECONDS = 5.0
 """Once a server is found fit, so long the others are waited for; they are looked at again before they work."""
@@ -73,6 +78,7 @@ class ServerEngine:
         self._handover: Handover | None = None
         self._test_logps: Callable[[tuple[int, ...]], list[float]] | None = None
         self._counts, self._loads = Counts(), 0
+        self._may_compare = True
         self._name = f"gad-{uuid.uuid4().hex[:8]}"
         self._folder: Path | None = None
         self.crew = network.crew
@@ -132,6 +138,39 @@ class ServerEngine:
             [self._rollout(request, job, version) for job in row] for request, row in zip(requests, jobs, strict=True)
         ]
 
+    def begin(self, requests: Sequence[Request], sampling: Sampling) -> Callable[[], list[list[Rollout]]]:
+        """The servers sample while this process goes on. What `generate` raises comes with the wait."""
+        self._compare_new()
+        self._may_compare = False  # that takes the model that is trained meanwhile
+        replies = in_background(lambda: self.generate(requests, sampling))
+
+        def wait() -> list[list[Rollout]]:
+            try:
+                return replies()
+            finally:
+                self._may_compare = True
+
+        return wait
+
+    def _compare_new(self) -> None:
+        """Look at servers that were never compared with the student; one that is away is looked at the next time."""
+        new = [server for server in self._servers if not (server.compared or server.dropped)]
+        if new:
+            asyncio.run(self._looked_at(new))
+
+    async def _looked_at(self, servers: Sequence[Server]) -> None:
+        async def look(server: Server) -> None:
+            async with server.open(1):
+                try:
+                    await self._ready(server)
+                except Unfit as error:
+                    server.dropped, server.trouble = True, str(error)
+                    self._counts.dropped += 1
+                except Away as error:
+                    server.trouble = str(error)
+
+        await asyncio.gather(*(look(server) for server in servers))
+
     async def _ready(self, server: Server) -> None:
         """Raises Away, Unfit."""
         handover = self._handover
@@ -141,6 +180,8 @@ class ServerEngine:
         await server.inspect()
         await server.take(handover)
         if not server.compared:
+            if not self._may_compare:
+                raise Away("has come up since the step began and is compared with the student at the next one")
             await self._compare(server, handover)
 
     async def _compare(self, server: Server, handover: Handover) -> None:
@@ -215,6 +256,20 @@ class ServerEngine:
         assert job.reply is not None
         ids = job.reply.token_ids
         return Rollout(request.prompt.id, ids, self._codec.text(ids), job.reply.finished, job.reply.logps, version)
+
+
+def in_background(work: Callable[[], T]) -> Callable[[], T]:
+    """Begin at once in a thread that does not outlive the process; the result waits, and raises what was raised."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # it is raised where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="sampling", daemon=True).start()
+    return future.result
 
 
 def check(config: VllmServers, wants: Expected) -> None:

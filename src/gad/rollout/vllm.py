@@ -7,7 +7,7 @@ and a cache of keys and values beside what trains: `memory_share` is its part.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -102,6 +102,11 @@ class VllmEngine:
             raise RolloutError(f"vLLM failed ({_first_line(error)}){way_out}") from error
         replies = iter(output.outputs[0] for output in outputs)
         return [[self._rollout(request, next(replies), sampling) for _ in request.seeds] for request in requests]
+
+    def begin(self, requests: Sequence[Request], sampling: Sampling) -> Callable[[], list[list[Rollout]]]:
+        """Samples at once: the device is the one that trains."""
+        replies = self.generate(requests, sampling)
+        return lambda: replies
 
     def _rollout(self, request: Request, output: Any, sampling: Sampling) -> Rollout:
         ids = tuple(output.token_ids)

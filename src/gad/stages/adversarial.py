@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gad import objectives
 from gad.config.training import Advantages
-from gad.stages.sampling import Sampler
+from gad.stages.sampling import Replies
 from gad.training import losses
 from gad.training.discriminator import DiscriminatorTrainer
 from gad.training.optimizer import Metrics
@@ -25,7 +25,7 @@ class Game:
 
     student: StudentTrainer
     discriminator: DiscriminatorTrainer
-    sampler: Sampler
+    replies: Replies
     advantages: Advantages
     objective: PolicyObjective
 
@@ -33,8 +33,7 @@ class Game:
 def train(run: StageRun, game: Game) -> None:
     """The algorithm's box. The scores before the discriminator's update are the rewards; the updates commute."""
     for step, batch in run.batches():
-        game.sampler.engine.load_weights(game.student.member, version=step)
-        groups, reply_metrics = game.sampler.groups(batch, step)
+        groups, reply_metrics = game.replies.groups(batch, step)
         rewards_PG, discriminator_metrics = game.discriminator.update(groups)
         if game.objective.kl.place == "reward":
             kl_sums_PG = game.student.kl_sums(groups, game.objective)

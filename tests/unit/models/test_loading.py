@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gad.errors import ModelError
 from gad.models.loading import cache_folder, check_vocabulary, load_model, load_tokenizer, resolve
@@ -51,6 +54,26 @@ def test_no_weight_of_a_whole_folder_is_missed(architecture: str, tmp_path: Path
     expected = tiny.model(architecture, seed=3, attention="eager")(input_ids=ids).logits
     model.set_attn_implementation("eager")
     torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=0, atol=1e-6)
+
+
+def test_threads_load_one_after_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers patches its classes for the length of a load; two at once leave the patch behind for good."""
+    inside, most = [0], [0]
+    plain = AutoModelForCausalLM.from_pretrained
+
+    def counted(*args: object, **kwargs: object) -> object:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.05)
+        found = plain(*args, **kwargs)
+        inside[0] -= 1
+        return found
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(load, [folder] * 8))
+    assert most == [1]
+    assert PreTrainedModel.tie_weights.__qualname__ == "PreTrainedModel.tie_weights"
 
 
 def test_weights_come_in_the_type_that_is_asked_for(folder: Path) -> None:
