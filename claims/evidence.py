@@ -18,13 +18,18 @@ from gad.judging.statistics import t_quantile
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def interval(values: Sequence[float]) -> dict[str, float | int | None]:
-    """mean, low, high (95%, Student's t) and the number of seeds; of a single seed the interval is not known."""
+def interval(
+    values: Sequence[float], *, least: float = -math.inf, most: float = math.inf
+) -> dict[str, float | int | None]:
+    """mean, low, high (95%, Student's t) and the number of seeds; of a single seed the interval is not known.
+
+    The interval of something that cannot be below `least` or above `most` ends there.
+    """
     n, mean = len(values), statistics.fmean(values)
     if n == 1:
         return {"mean": mean, "low": None, "high": None, "seeds": n}
     half = t_quantile(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": n}
+    return {"mean": mean, "low": max(mean - half, least), "high": min(mean + half, most), "seeds": n}
 
 
 def provenance(rests_on: Sequence[str], command: str) -> dict[str, Any]:

@@ -35,6 +35,10 @@ ARMS: Mapping[str, Arm] = {
     "frozen_kl1_decay": Arm("frozen, KL 1 in the reward, rate decays", frozen=True, kl_weight=1.0, decay=True),
     "gad_mean_from_seqkd": Arm("GAD, mean-only, from SeqKD", from_seqkd=True),
     "gad_mean_decay_from_seqkd": Arm("GAD, mean-only, decay, from SeqKD", decay=True, from_seqkd=True),
+    "one_step_off": Arm("GAD, mean-only, decay, one step off", decay=True, one_step_off=True),
+    "one_step_off_weighed": Arm(
+        "GAD, mean-only, decay, one step off, weighed", decay=True, one_step_off=True, importance_cap=2.0
+    ),
     "cross_entropy_small": Arm("GAD, mean-only, decay, cross-entropy 0.1", decay=True, cross_entropy_weight=0.1),
     "cross_entropy_large": Arm("GAD, mean-only, decay, cross-entropy 1", decay=True, cross_entropy_weight=1.0),
 }
@@ -46,6 +50,8 @@ PAIRS = (
     ("gad_mean_decay", "exact_reverse_kl"),
     ("gad_mean", "frozen"),
     ("frozen_kl1", "frozen"),
+    ("one_step_off", "gad_mean_decay"),
+    ("one_step_off_weighed", "gad_mean_decay"),
     ("group4", "gad_mean"),
     ("group8", "gad_mean"),
 )

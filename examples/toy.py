@@ -45,7 +45,8 @@ Advantages = Callable[[Tensor], Tensor]
 class Arm:
     """One way to play. `frozen`: the discriminator is not trained after its warm-up. `kl_weight`: of the KL to the
     student's start, in the reward. `cross_entropy_weight`: of SeqKD's loss, mixed in. `decay`: rate linear to 0.
-    `from_seqkd`: starts where SeqKD ended, and not from its own, shorter warm-up."""
+    `from_seqkd`: starts where SeqKD ended, and not from its own, shorter warm-up. `one_step_off`: replies are
+    sampled by the student before its last update; `importance_cap`: and weighed for that, by at most so much."""
 
     says: str
     advantages: Advantages = objectives.centered
@@ -55,6 +56,8 @@ class Arm:
     kl_weight: float = 0.0
     cross_entropy_weight: float = 0.0
     from_seqkd: bool = False
+    one_step_off: bool = False
+    importance_cap: float | None = None
 
     def __post_init__(self) -> None:
         if self.group < 2:
@@ -175,19 +178,25 @@ def play(arm: Arm, seeds: Sequence[int], draws_SD: Tensor, start: Students, step
     d_optimizer = torch.optim.Adam(discriminators.weights, lr=DISCRIMINATOR_RATE, betas=BETAS)
     s_optimizer = students.optimizer(STUDENT_RATE)
     start_SN, G = start.log_probs().detach(), arm.group
+    before_SN = start_SN
     dice_SLG = _random(seeds, "replies", DISCRIMINATOR_WARMUP + steps, G)
     picks_SLG = (_random(seeds, "draws", DISCRIMINATOR_WARMUP + steps, G) * draws_SD.shape[1]).long()
     for step in range(-DISCRIMINATOR_WARMUP, steps):
         now = step + DISCRIMINATOR_WARMUP
         log_probs_SN = students.log_probs()
-        replies_SG = sample(log_probs_SN, dice_SLG[:, now])
+        sampler_SN = before_SN if arm.one_step_off else log_probs_SN.detach()
+        before_SN = log_probs_SN.detach()
+        replies_SG = sample(sampler_SN, dice_SLG[:, now])
         drawn_SG = draws_SD.gather(1, picks_SLG[:, now])
         scores_SK = discriminators(torch.cat([drawn_SG, replies_SG], dim=1))
         if step < 0 or not arm.frozen:
             update(d_optimizer, game_loss(scores_SK[:, :G], scores_SK[:, G:]))
         if step < 0:
             continue
-        loss = student_loss(arm, log_probs_SN.gather(1, replies_SG), start_SN.gather(1, replies_SG), scores_SK[:, G:])
+        logps_SG, sampler_logps_SG, start_logps_SG = (
+            part_SN.gather(1, replies_SG) for part_SN in (log_probs_SN, sampler_SN, start_SN)
+        )
+        loss = student_loss(arm, logps_SG, sampler_logps_SG, start_logps_SG, scores_SK[:, G:])
         if arm.cross_entropy_weight:
             loss = loss + arm.cross_entropy_weight * cross_entropy(log_probs_SN, drawn_SG)
         if arm.decay:
@@ -203,12 +212,17 @@ def game_loss(teacher_scores_SG: Tensor, student_scores_SG: Tensor) -> Tensor:
     return objectives.bradley_terry(teacher_scores_SG.flatten(), met_PG, total_prompts=G)
 
 
-def student_loss(arm: Arm, logps_SG: Tensor, start_logps_SG: Tensor, scores_SG: Tensor) -> Tensor:
+def student_loss(
+    arm: Arm, logps_SG: Tensor, sampler_logps_SG: Tensor, start_logps_SG: Tensor, scores_SG: Tensor
+) -> Tensor:
     """The policy gradient with the discriminator's score as reward; the group of a seed is its baseline."""
     mask_SG = torch.ones_like(logps_SG, dtype=torch.bool)
     rewards_SG = objectives.kl_in_reward(scores_SG, objectives.k1(logps_SG, start_logps_SG, mask_SG), arm.kl_weight)
     logps_BT, mask_BT = logps_SG.reshape(-1, 1), mask_SG.reshape(-1, 1)
     losses_BT = objectives.reinforce(logps_BT, arm.advantages(rewards_SG).flatten(), mask_BT)
+    if arm.importance_cap is not None:
+        sampler_BT = sampler_logps_SG.reshape(-1, 1)
+        losses_BT = losses_BT * objectives.importance_weights(logps_BT, sampler_BT, mask_BT, arm.importance_cap)
     return objectives.token_mean(losses_BT, mask_BT, total_tokens=logps_SG.shape[1])
 
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import load_file
 
 from gad.config.run import RunConfig
 from gad.storage import lock
-from support import runs, tiny
+from support import runs, tiny, warm
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 FAULTY = Path(__file__).parents[1] / "support" / "faulty.py"
@@ -34,8 +33,8 @@ class Setting:
     config: RunConfig
     file: Path
 
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "gad", arguments[0], str(self.file), *arguments[1:]]
+    def words(self, *arguments: str) -> list[str]:
+        return ["-m", "gad", arguments[0], str(self.file), *arguments[1:]]
 
 
 def setting(folder: Path, **changes: Any) -> Setting:
@@ -67,9 +66,15 @@ def environment() -> dict[str, str]:
 
 
 def gad(setting: Setting, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        setting.command(*arguments), capture_output=True, text=True, timeout=PATIENCE, env=environment() | extra
-    )
+    return warm.run(setting.words(*arguments), timeout=PATIENCE, env=environment() | extra)
+
+
+def two(setting: Setting, *arguments: str) -> tuple[int, str]:
+    """The exit code of two processes, and what the first one said."""
+    with together(setting, 2, *arguments) as started:
+        codes = [process.wait(PATIENCE) for process in started]
+        assert codes[0] == codes[1]
+        return codes[0], started[0].stderr.read()
 
 
 def weights_differ(ours: Path, theirs: Path, stage: str = "adversarial") -> float:
@@ -121,8 +126,8 @@ def test_a_further_local_model_is_sampled_by_the_first_process_alone(tmp_path: P
     settings = {"models": [visitor], "max_prompts": 3, "independent": {"epochs": 0.1, "batch_size": 4}}
     made = setting(tmp_path / "run", warmup=None, evaluation=settings)
     theirs = runs.run(made.config.model_copy(update={"name": "alone"}))
-    done = gad(made, "run", "--nproc", "2")
-    assert done.returncode == 0, done.stderr
+    code, said = two(made, "run")
+    assert code == 0, said
     same_numbers(made.config.folder, theirs)
     assert {path.name for path in (made.config.folder / "replies" / "llama").glob("*.jsonl")} >= {"held_out.jsonl"}
 
@@ -139,21 +144,21 @@ def test_full_tuning_is_sharded_and_ends_as_in_one(tmp_path: Path) -> None:
         compute={"device": "cpu", "threads": 1, "layout": "cache", "merge_adapters": False},
     )
     one = runs.run(made.config.model_copy(update={"name": "one"}))
-    done = gad(made, "run", "name=two", "--nproc", "2")
-    assert done.returncode == 0, done.stderr
-    two = made.config.folder.parent / "two"
-    assert weights_differ(two, one) < 1e-6
-    same_numbers(two, one)
+    code, said = two(made, "run", "name=two")
+    assert code == 0, said
+    shared = made.config.folder.parent / "two"
+    assert weights_differ(shared, one) < 1e-6
+    same_numbers(shared, one)
     # What one process saved is taken up by two, moments of sharded matrices included.
     left = made.config.folder.parent / "left"
     shutil.copytree(one, left)
     config = made.config.model_copy(update={"name": "left"}).model_dump(mode="json")
     (left / "config.json").write_text(json.dumps(config), encoding="utf-8")
     shutil.rmtree(left / "checkpoints/adversarial-3")
-    done = gad(made, "adversarial", "name=left", "--nproc", "2")
-    assert done.returncode == 0, done.stderr
+    code, said = two(made, "adversarial", "name=left")
+    assert code == 0, said
     assert weights_differ(left, one) < 1e-6
-    assert "adversarial: 3/3" in done.stderr
+    assert "adversarial: 3/3" in said
 
 
 def test_four_processes_as_two_machines(tiny_run: Setting, alone: Path) -> None:
@@ -187,28 +192,20 @@ class together:  # noqa: N801 - used as a context
             "MASTER_PORT": str(port),
         }
         verb, *rest = arguments
-        command = [sys.executable, str(FAULTY), *map(str, fault), "--", verb, str(setting.file), *rest]
+        words = [str(FAULTY), *map(str, fault), "--", verb, str(setting.file), *rest]
         self.started = [
-            subprocess.Popen(
-                command,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment() | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank % here)},
+            warm.Popen(
+                words, quiet=True, env=environment() | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank % here)}
             )
             for rank in range(count)
         ]
 
-    def __enter__(self) -> list[subprocess.Popen[str]]:
+    def __enter__(self) -> list[warm.Popen]:
         return self.started
 
     def __exit__(self, *_: object) -> None:
         for process in self.started:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            assert process.stderr is not None
-            process.stderr.close()
+            process.close()
 
 
 FAULTS = {
@@ -254,7 +251,6 @@ def test_one_fails_and_all_end(name: str, tiny_run: Setting) -> None:
             assert time.monotonic() - began < 30
         else:
             assert other.wait(PATIENCE) == 1
-        assert other.stderr is not None
         said = other.stderr.read()
     assert re.search(SAYS[fault].format(rank=rank), said), said
     assert said.count("error:") == 1
@@ -276,10 +272,9 @@ def test_sigterm_to_any_of_them_saves_and_leaves(tiny_run: Setting, alone: Path)
     assert gad(tiny_run, "collect", "name=stopped").returncode == 0
     with together(tiny_run, 2, "run", "name=stopped", fault=(1, "sampling", "term")) as started:
         assert [process.wait(PATIENCE) for process in started] == [143, 143]
-        assert started[0].stderr is not None
         assert "everything is saved" in started[0].stderr.read()
-    done = gad(tiny_run, "run", "name=stopped", "--nproc", "2")
-    assert done.returncode == 0, done.stderr
+    code, said = two(tiny_run, "run", "name=stopped")
+    assert code == 0, said
     same_numbers(tiny_run.config.folder.parent / "stopped", alone)
 
 
@@ -289,10 +284,10 @@ def test_a_step_that_is_not_finite_is_skipped_by_all(tmp_path: Path) -> None:
     wild = {"learning_rate": 1e37, "max_grad_norm": 1.0, "weight_decay": 0.0}
     made = setting(tmp_path, seqkd={"epochs": 2, "batch_size": 4, "optimizer": wild, "max_bad_steps": 1})
     assert gad(made, "collect").returncode == 0
-    done = gad(made, "seqkd", "--nproc", "2")
-    assert done.returncode == 1, done.stderr
-    assert "the student's loss or gradient was not finite in 2 steps, the last of them step 3" in done.stderr
-    assert done.stderr.count("error:") == 1
+    code, said = two(made, "seqkd")
+    assert code == 1, said
+    assert "the student's loss or gradient was not finite in 2 steps, the last of them step 3" in said
+    assert said.count("error:") == 1
     folder = made.config.folder
     assert [path.name for path in sorted((folder / "skipped").iterdir())] == [
         "seqkd-2-student.json",

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import yaml
 from typer.testing import CliRunner
 
 from gad.cli import app
-from support import runs, tiny
+from support import runs, tiny, warm
 
 IMPORTED = ["train: 12 prompts, 0 rows left out"]
 
@@ -329,18 +328,13 @@ def test_a_full_disk_is_said_and_with_more_room_the_run_ends_as_any_other(
     assert runs.figures(disk / "tiny") == runs.figures(tmp_path / "runs/tiny")
 
 
-def start(file: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(file: Path, *overrides: str) -> warm.Popen:
     """A process of its own, as a user starts it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "gad", "run", str(file), *overrides],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return warm.Popen(["-m", "gad", "run", str(file), *overrides], env=environment)
 
 
-def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+def wait_for(process: warm.Popen, ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not ready():
         assert process.poll() is None, process.communicate()

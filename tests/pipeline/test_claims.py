@@ -23,9 +23,16 @@ COMMITTED = ROOT / quickstart.WRITTEN
 
 
 def rows(seed: int, decoding: str = "t1") -> list[dict[str, Any]]:
-    """Made-up figures: arm number + set number / 10 + seed / 100."""
+    """Made-up figures: a tenth of arm number + set number / 10 + seed / 100."""
     return [
-        {"seed": seed, "arm": arm, "set": name, "decoding": decoding, "name": figure, "value": a + s / 10 + seed / 100}
+        {
+            "seed": seed,
+            "arm": arm,
+            "set": name,
+            "decoding": decoding,
+            "name": figure,
+            "value": (a + s / 10 + seed / 100) / 10,
+        }
         for a, arm in enumerate(quickstart.ARMS)
         for s, name in enumerate(quickstart.SETS)
         for figure in ("preference", "c2st_auc")
@@ -35,11 +42,19 @@ def rows(seed: int, decoding: str = "t1") -> list[dict[str, Any]]:
 def test_means_and_differences_are_over_seeds() -> None:
     found = quickstart.summarized([*rows(1), *rows(3), *rows(2, "greedy")], "t1")
     gad = found["gad"]["out_of_distribution"]["preference"]
-    assert (gad["mean"], gad["seeds"]) == (pytest.approx(3 + 0.1 + 0.02), 2)
-    assert gad["high"] - gad["mean"] == pytest.approx(12.706 * 0.01, rel=1e-3)  # t of one degree of freedom
+    assert (gad["mean"], gad["seeds"]) == (pytest.approx((3 + 0.1 + 0.02) / 10), 2)
+    assert gad["high"] - gad["mean"] == pytest.approx(12.706 * 0.001, rel=1e-3)  # t of one degree of freedom
     paired = found["paired"]["gad_minus_base"]["held_out"]["preference"]
-    assert paired == pytest.approx({"mean": 3.0, "low": 3.0, "high": 3.0, "seeds": 2})
-    assert found["paired"]["gad_minus_gad_cross_entropy"]["held_out"]["c2st_auc"]["mean"] == pytest.approx(-1)
+    assert paired == pytest.approx({"mean": 0.3, "low": 0.3, "high": 0.3, "seeds": 2})
+    assert found["paired"]["gad_minus_gad_cross_entropy"]["held_out"]["c2st_auc"]["mean"] == pytest.approx(-0.1)
+
+
+def test_an_interval_of_a_share_stays_between_0_and_1() -> None:
+    found = quickstart.summarized([*rows(1), *rows(90)], "t1")
+    base = found["base"]["held_out"]["preference"]
+    assert base["low"] == 0.0 < base["mean"] < base["high"] < 1.0
+    difference = [*rows(1), *(row | {"value": row["value"] / 2} for row in rows(90))]
+    assert quickstart.summarized(difference, "t1")["paired"]["gad_minus_base"]["held_out"]["preference"]["low"] < 0
 
 
 def test_the_table_has_every_arm_and_every_difference() -> None:
@@ -49,7 +64,7 @@ def test_the_table_has_every_arm_and_every_difference() -> None:
     for title in quickstart.ARMS.values():
         assert text.count(f"\n| {title} |") == 4
     assert text.count("*GAD less ") == 16
-    assert "*GAD less SeqKD, 3 epochs* | +2.00 (+2.00 to +2.00)" in text
+    assert "*GAD less SeqKD, 3 epochs* | +0.20 (+0.20 to +0.20)" in text
 
 
 def test_the_picture_has_a_mark_for_every_seed_and_arm() -> None:

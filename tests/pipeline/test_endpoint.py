@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from gad.report.gather import gather
-from support import tiny
+from support import tiny, warm
 from support.llama_server import MODEL, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,8 +18,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
 def gad(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gad", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=1200, check=False)
+    return warm.run(["-m", "gad", *words], cwd=ROOT, timeout=1200)
 
 
 def test_collect_and_run_against_a_real_server(tmp_path: Path) -> None:

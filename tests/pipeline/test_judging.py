@@ -24,7 +24,7 @@ from gad.cli import app
 from gad.config.arena import ArenaConfig
 from gad.report.gather import gather
 from gad.storage import read_jsonl
-from support import runs, tiny
+from support import runs, tiny, warm
 from support.voice import Voice, api, speaking
 
 STORIES = ("Ann", "Bob", "Cleo", "Dora", "Emil", "Fritz")
@@ -231,7 +231,7 @@ def test_a_stop_keeps_what_was_bought(
     file = write(folder / "run.yaml", config)
     voice.delay = 0.05
     try:
-        process = subprocess.Popen([sys.executable, "-m", "gad", "judge", str(file)], stderr=subprocess.PIPE, text=True)
+        process = warm.Popen(["-m", "gad", "judge", str(file)])
         deadline = time.monotonic() + 120
         while voice.questions < 12 and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from gad.errors import CheckpointError
 from gad.folder import opened
 from gad.pipeline import Pipeline
 from gad.signals import StopRequest
-from support import runs, tiny
+from support import runs, tiny, warm
 from unit.training.test_run import Heard
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -46,8 +45,7 @@ def written(config: RunConfig, name: str) -> tuple[Path, Path]:
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    return warm.run(["-c", code, *arguments], env=environment)
 
 
 READ_ONLY = """

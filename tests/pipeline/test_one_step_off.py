@@ -13,7 +13,8 @@ from gad.errors import Interrupted, RolloutError
 from gad.folder import opened
 from gad.pipeline import Pipeline
 from gad.progress import Lines
-from gad.rollout.servers import ServerEngine, in_background
+from gad.rollout.background import in_background
+from gad.rollout.servers import ServerEngine
 from gad.signals import StopRequest
 from gad.stages.ahead import OneStepOff
 from support import runs, tiny

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 import yaml
 
 from gad.storage import read_jsonl
-from support import runs
+from support import runs, warm
 from support.llama_server import serving
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -62,10 +60,7 @@ def test_from_replies_to_the_report(tmp_path: Path) -> None:
             judge["max_verdict_tokens"] = 12
         file = tmp_path / "run.yaml"
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
-        done = [
-            subprocess.run([sys.executable, "-m", "gad", verb, str(file)], capture_output=True, text=True, check=False)
-            for verb in ("judge", "report")
-        ]
+        done = [warm.run(["-m", "gad", verb, str(file)]) for verb in ("judge", "report")]
     assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
     assert "letters: 4 verdicts, 4 by letter or scores, $0.00" in done[0].stderr
     assert "paper: 4 verdicts" in done[0].stderr

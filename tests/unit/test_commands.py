@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,15 +12,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support import runs, tiny
+from support import runs, tiny, warm
 
-GAD = [sys.executable, "-m", "gad"]
+GAD = ["-m", "gad"]
 VERBS = ("init", "plan", "run", "collect", "seqkd", "warmup", "adversarial", "generate", "evaluate", "report", "export")
 
 
 def gad(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """One command, to its end."""
-    return subprocess.run([*GAD, *words], capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
+    return warm.run([*GAD, *words], cwd=cwd, timeout=120)
 
 
 def run_file(folder: Path, **changes: object) -> Path:
@@ -92,7 +91,7 @@ def test_plan_prints_what_follows_from_the_file(tmp_path: Path) -> None:
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     file = run_file(tmp_path)
     command = [*GAD, "run", str(file), "adversarial.steps=400", "seqkd=null"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = warm.Popen(command)
     log = tmp_path / "runs/tiny/metrics.jsonl"
     while not (log.exists() and log.read_text(encoding="utf-8").count('"stage": "adversarial"') >= 3):
         assert process.poll() is None
@@ -111,17 +110,13 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
     file = run_file(tmp_path)
-    first = subprocess.Popen([*GAD, "run", str(file), "adversarial.steps=400"], stderr=subprocess.DEVNULL)
-    try:
+    with warm.Popen([*GAD, "run", str(file), "adversarial.steps=400"]) as first:
         while not (tmp_path / "runs/tiny/metrics.jsonl").exists():
             assert first.poll() is None
             time.sleep(0.05)
         second = gad("run", str(file), "adversarial.steps=400")
         assert second.returncode == 1
         assert f"in use by process {first.pid}" in second.stderr
-    finally:
-        os.kill(first.pid, signal.SIGKILL)
-        first.wait()
 
 
 def test_a_stage_before_its_time_says_which_comes_first(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_the_student_s_gradient_is_that_of_plain_loops(kl_weight: float) -> None
     generator = torch.Generator().manual_seed(1)
     logps_SG, start_SG, scores_SG = torch.randn(3, 2, 4, generator=generator).unbind()
     logps_SG.requires_grad_()
-    toy.student_loss(toy.Arm("", kl_weight=kl_weight), logps_SG, start_SG, scores_SG).backward()
+    toy.student_loss(toy.Arm("", kl_weight=kl_weight), logps_SG, logps_SG.detach(), start_SG, scores_SG).backward()
     for s in range(2):
         rewards = [float(scores_SG[s, g] - kl_weight * (logps_SG.detach()[s, g] - start_SG[s, g])) for g in range(4)]
         wanted = [-(reward - sum(rewards) / 4) / 4 for reward in rewards]

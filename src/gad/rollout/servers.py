@@ -11,13 +11,10 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 from weakref import finalize
 
 import torch
@@ -32,12 +29,11 @@ from gad.models.forward import hidden_states, reply_logps
 from gad.models.network import Member, Network
 from gad.models.tokens import Codec
 from gad.records import Prompt, Rollout
+from gad.rollout.background import in_background
 from gad.rollout.completions import Away, Rejected, Unfit, Wanted
 from gad.rollout.dispatch import Counts, Dispatcher, Job, troubles
 from gad.rollout.engine import Request
 from gad.rollout.wire import PROBE_TEXT, Expected, Handover, Server
-
-T = TypeVar("T")
 
 _GRACE_SECONDS = 5.0
 """Once a server is found fit, so long the others are waited for; they are looked at again before they work."""
@@ -256,20 +252,6 @@ class ServerEngine:
         assert job.reply is not None
         ids = job.reply.token_ids
         return Rollout(request.prompt.id, ids, self._codec.text(ids), job.reply.finished, job.reply.logps, version)
-
-
-def in_background(work: Callable[[], T]) -> Callable[[], T]:
-    """Begin at once in a thread that does not outlive the process; the result waits, and raises what was raised."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # it is raised where the result is asked for
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="sampling", daemon=True).start()
-    return future.result
 
 
 def check(config: VllmServers, wants: Expected) -> None:

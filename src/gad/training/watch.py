@@ -27,6 +27,8 @@ from gad.processes import PARENT, Seat
 BEAT_SECONDS = 0.5
 SILENT_SECONDS = 10.0
 """Without a sign of life from a process it is taken for dead. Loading a module may hold Python's lock for seconds."""
+SUSPECT_SECONDS = 4.0
+"""As SILENT_SECONDS, where a collective has failed here: somebody must have brought that about."""
 BUSY_CPU_SECONDS = 0.1
 """Of the main thread's CPU time is progress; a thread that waits uses none."""
 PARTING_SECONDS = 5.0
@@ -65,6 +67,7 @@ class Watch:
         self._ticks = self._beats = 0
         self._stopped = threading.Event()
         self._asked_to_stop: int | None = None
+        self._silence = SILENT_SECONDS
         self._main = threading.main_thread()
         self._clock = time.pthread_getcpuclockid(self._main.ident or 0)
         self._seen: dict[int, _Seen] = {}
@@ -100,6 +103,8 @@ class Watch:
         thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         handled = (signal.SIGINT, signal.SIGTERM) if self._seat.rank else ()
         before = {number: signal.signal(number, self._pass_on) for number in handled}
+        # One that dies at once must be known, to be missed.
+        self._store.set(f"beat/{self._seat.rank}", json.dumps(self._beat()))
         thread.start()
         code = 0
         try:
@@ -120,6 +125,8 @@ class Watch:
         out_of_memory = is_out_of_memory(error) and not isinstance(error, GadError)
         own = out_of_memory or isinstance(error, GadError | Interrupted | KeyboardInterrupt)
         first = self._seat.rank == 0
+        if not own:
+            self._silence = SUSPECT_SECONDS
         patience = (0.0 if first else 1.0) if own else SILENT_SECONDS + 4.0
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
@@ -211,7 +218,7 @@ class Watch:
         """End the run where a process is dead, or where nobody has moved for too long within a common call."""
         now = time.monotonic()
         for seen in self._seen.values():
-            if now - seen.heard > SILENT_SECONDS:
+            if now - seen.heard > self._silence:
                 gone = (
                     f"not heard of for {now - seen.heard:.0f} s: killed, stopped, out of memory, or its machine is gone"
                 )

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,11 +23,11 @@ from faults.teacher.collecting import (
     prompts,
     rows,
     run,
-    with_tests_on_the_path,
 )
 from faults.teacher.provider import KEY, Provider
 from gad.errors import RunFolderError
 from gad.teacher.ledger import LEDGER, Ledger
+from support import warm
 
 pytestmark = pytest.mark.faults
 
@@ -45,13 +44,8 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
 
 
-def collector(provider: Provider, folder: Path, count: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", COLLECT, provider.url, str(folder), str(count)],
-        env=with_tests_on_the_path(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+def collector(provider: Provider, folder: Path, count: int) -> warm.Popen:
+    return warm.Popen(["-c", COLLECT, provider.url, str(folder), str(count)])
 
 
 @pytest.mark.slow
@@ -100,7 +94,7 @@ def test_a_second_collector_is_refused(tmp_path: Path) -> None:
         with pytest.raises(RunFolderError, match=f"in use by process {process.pid}"):
             run(config_for(provider.url), prompts(200), tmp_path)
         provider.gate.set()
-        assert process.communicate()[1] == b""
+        assert process.communicate()[1] == ""
         assert process.returncode == 0
         check_nothing_lost(provider, tmp_path, prompts(200))
 

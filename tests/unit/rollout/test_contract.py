@@ -108,6 +108,19 @@ def test_greedy_replies_are_the_models(engine: Engine, member: Member) -> None:
     assert len({reply.token_ids for (reply,) in theirs}) == len(small.TEXTS)
 
 
+def test_replies_that_are_waited_for_are_those_that_are_not(engine: Engine, member: Member) -> None:
+    """Asked for before an update and waited for after it, they are of the weights before it."""
+    wanted = small.requests(2)
+    expected = engine.generate(wanted, FREE)
+    wait = engine.begin(wanted, FREE)
+    plain.shake(member, torch.float32, seed=9, scale=0.2)
+    assert wait() == expected
+    engine.load_weights(member, version=8)
+    again = engine.begin(wanted, FREE)()
+    assert {reply.policy_version for row in again for reply in row} == {8}
+    assert again != expected
+
+
 def test_a_reply_depends_on_its_prompt_and_its_seed_alone(engine: Engine) -> None:
     wanted = small.requests(3)
     all_together = small.ids(engine, wanted, FREE)

@@ -1,0 +1,248 @@
+"""Python processes that need not import torch first: forked from one that has, as `subprocess.Popen` would start them.
+
+They are processes of their own, with pids, signals and exit codes; only the seconds that each would spend on imports
+are saved, which is most of what a short run on a tiny model takes. What happens while imports go on is not tested with
+these.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import runpy
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+TESTS = Path(__file__).resolve().parents[1]
+PRELOADED = (
+    "gad.cli",
+    "gad.pipeline",
+    "gad.report",
+    "gad.training.parallel",
+    "gad.teacher.client",
+    "transformers.models.qwen2.modeling_qwen2",
+    "transformers.models.llama.modeling_llama",
+    "sklearn.linear_model",
+)
+
+
+class Popen:
+    """A process that runs `python` with these words: a script's path, `-m module` or `-c code`, and arguments.
+
+    stdout and stderr: text, or nothing where `quiet`.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.args = list(words)
+        self.returncode: int | None = None
+        request = {"words": list(words), "env": dict(env or os.environ), "cwd": str(cwd or Path.cwd())}
+        ends = [os.pipe(), os.pipe()]
+        self._line = socket.socket(socket.AF_UNIX)
+        self._line.connect(_server())
+        with open(os.devnull, "rb") as nothing:  # noqa: PTH123
+            socket.send_fds(self._line, [b"."], [nothing.fileno(), ends[0][1], ends[1][1]])
+        for _, write in ends:
+            os.close(write)
+        self._line.sendall(json.dumps(request).encode() + b"\n")
+        self._answers = self._line.makefile("r")
+        self.pid = int(self._answers.readline())
+        self.stdout: IO[str] = os.fdopen(ends[0][0], "r")
+        self.stderr: IO[str] = os.fdopen(ends[1][0], "r")
+        self._drain = threading.Thread(target=self.stdout.read, daemon=True) if quiet else None
+        if self._drain is not None:
+            self._drain.start()
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._ended(0.0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises subprocess.TimeoutExpired."""
+        code = self._ended(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        return code
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """All that it writes, once it has ended."""
+        found: dict[str, str] = {}
+        readers = [
+            threading.Thread(target=lambda name=name, file=file: found.update({name: file.read()}), daemon=True)
+            for name, file in (("out", self.stdout), ("err", self.stderr))
+        ]
+        for reader in readers:
+            reader.start()
+        try:
+            self.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.close()
+            raise
+        for reader in readers:
+            reader.join(10)
+        self.close()
+        return found["out"], found["err"]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(9)
+
+    def close(self) -> None:
+        """Kill what still runs, and let go of the pipes."""
+        if self.returncode is None:
+            self.kill()
+            self.wait(10)
+        if self._drain is not None:
+            self._drain.join(10)
+        self.stdout.close()
+        self.stderr.close()
+        self._answers.close()
+        self._line.close()
+
+    def __enter__(self) -> Popen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._line], [], [], timeout)[0]:
+            self.returncode = int(self._answers.readline())
+        return self.returncode
+
+
+def run(
+    words: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 600.0
+) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run` with captured text."""
+    with Popen(words, env=env, cwd=cwd) as process:
+        out, err = process.communicate(timeout)
+        return subprocess.CompletedProcess(process.args, process.wait(), out, err)
+
+
+@cache
+def _server() -> str:
+    """The address of this test process's server, which lives as long as it."""
+    address = str(Path(tempfile.mkdtemp(prefix="warm-")) / "socket")
+    path = os.pathsep.join([str(TESTS), *(part for part in sys.path if part)])
+    server = subprocess.Popen(
+        [sys.executable, "-m", "support.warm", address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+
+    def stop() -> None:
+        server.communicate()
+
+    atexit.register(stop)
+    return address
+
+
+def _serve(address: str) -> None:
+    """Fork for each request; tell each child's pid, and its exit code when it ends. Ends with its standard input."""
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(address)
+        door.listen()
+        print("ready", flush=True)
+        running: dict[int, tuple[int, socket.socket]] = {}
+        while True:
+            ready = select.select([sys.stdin.fileno(), door, *running], [], [])[0]
+            for found in ready:
+                if found is door:
+                    line, _ = door.accept()
+                    pid, handle = _forked(line, door, running)
+                    running[handle] = (pid, line)
+                elif found in running:
+                    pid, line = running.pop(found)
+                    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                    os.close(found)
+                    with line, suppress(OSError):  # nobody waits any more
+                        line.sendall(f"{code}\n".encode())
+                else:
+                    for pid, _ in running.values():
+                        os.kill(pid, 9)
+                    return
+
+
+def _forked(
+    line: socket.socket, door: socket.socket, running: Mapping[int, tuple[int, socket.socket]]
+) -> tuple[int, int]:
+    _, files, _, _ = socket.recv_fds(line, 1, 3)
+    with line.makefile("r") as lines:
+        request = json.loads(lines.readline())
+    pid = os.fork()
+    if pid == 0:
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        for handle in [*files, door.detach(), line.detach(), *running]:
+            os.close(handle)
+        for _, other in running.values():
+            other.close()
+        raise _Child(request)
+    for file in files:
+        os.close(file)
+    line.sendall(f"{pid}\n".encode())
+    return pid, os.pidfd_open(pid)
+
+
+class _Child(BaseException):
+    """Unwinds the server from a process that was forked off."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.request = request
+
+
+def _be(request: dict[str, Any]) -> None:
+    """Be the process that was asked for."""
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    words = request["words"]
+    if words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def main() -> None:
+    for module in PRELOADED:
+        __import__(module)
+    try:
+        _serve(sys.argv[1])
+    except _Child as child:
+        request = child.request
+    else:
+        return
+    _be(request)
+
+
+if __name__ == "__main__":
+    main()
