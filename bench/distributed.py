@@ -1,6 +1,7 @@
 """Two gloo processes against one: the same weights, the bytes that travel, the speed, and twenty runs without a crash.
+And what one-step-off replies save where another process samples.
 
-    python -m bench.distributed [--only equality speed in_a_row] [--runs N] [--out FILE]
+    python -m bench.distributed [--only equality speed in_a_row one_step_off] [--runs N] [--out FILE]
 
 Every run is `collect`, the warm-up and five adversarial steps of a tiny model by the command's own code, with the same
 global batch. Weights are compared as a whole: the norm of the difference over the norm of the weights, student and
@@ -12,15 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from bench.resume import ROOT, about
 
 from gad import processes
@@ -29,12 +33,13 @@ RESULTS = ROOT / "bench" / "results" / "distributed.json"
 STEPS = 5
 TUNINGS = ("lora", "full")
 LAYOUTS = ("padded", "tree", "cache")
-PARTS = ("equality", "speed", "in_a_row")
+PARTS = ("equality", "speed", "in_a_row", "one_step_off")
+AHEAD_STEPS = 8
 TIMED_SHAPE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 32, "num_attention_heads": 8}
 
 
-def write_run(folder: Path, tuning: str, *, timed: bool = False) -> Path:
-    """A run file of a tiny model; a larger one where steps are timed."""
+def write_run(folder: Path, tuning: str, *, timed: bool = False, **adversarial: Any) -> Path:
+    """A run file of a tiny model; a larger one where steps are timed. adversarial: settings of that stage."""
     from tests.support import runs, tiny
 
     model = folder / f"model-{timed}"
@@ -44,11 +49,12 @@ def write_run(folder: Path, tuning: str, *, timed: bool = False) -> Path:
             tiny.model(**TIMED_SHAPE, num_key_value_heads=4).save_pretrained(model)
     values = runs.run_config(folder, model).model_dump(mode="json")
     values["adversarial"] |= {"steps": STEPS, "batch_size": 8, "replies_per_prompt": 4 if timed else 3}
+    values["adversarial"] |= adversarial
     values["seqkd"] = None
     if tuning == "full":
         values["student"]["tuning"] = {"kind": "full"}
         values["discriminator"] = {"kind": "own", "model": str(model), "dtype": "float32", "tuning": {"kind": "full"}}
-    path = folder / f"{tuning}-{timed}.yaml"
+    path = folder / f"{'-'.join([tuning, str(timed), *map(str, adversarial.values())])}.yaml"
     path.write_text(json.dumps(values, indent=1), encoding="utf-8")
     return path
 
@@ -179,6 +185,46 @@ def in_a_row(folder: Path, count: int) -> list[dict[str, Any]]:
     return outcomes
 
 
+@contextmanager
+def server(model: Path) -> Iterator[str]:
+    """The address of a process that samples as a vLLM server does, by our own sampler, on one thread."""
+    from tests.support.vllm_server import VllmServer
+
+    from gad.models.loading import load_model
+
+    serving = VllmServer(lambda: load_model(str(model), dtype=torch.float32, device=torch.device("cpu")))
+    pid = os.fork()
+    if pid == 0:
+
+        def serve() -> None:
+            torch.set_num_threads(1)
+            with serving.running():
+                signal.pause()
+
+        _leave(serve)
+    try:
+        yield serving.url
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def one_step_off(folder: Path) -> dict[str, Any]:
+    """Seconds of a step whose replies another process samples: waited for, and asked for a step ahead; in turns."""
+    seconds: dict[str, list[float]] = {"waits": [], "ahead": []}
+    files = {
+        name: write_run(folder, "lora", timed=True, one_step_off=name == "ahead", steps=AHEAD_STEPS) for name in seconds
+    }
+    with server(folder / "model-True") as url:
+        engine = json.dumps({"kind": "vllm_server", "urls": [url], "sync_folder": str(folder)})
+        for repeat in range(3):
+            for name, run_file in files.items():
+                run = f"off-{name}-{repeat}"
+                _must(train(run_file, run, 1, engine=engine, merge_adapters="false"))
+                seconds[name] += _metric(folder / "runs" / run, "time/step")[1:-1]
+    return {"seconds": seconds, "median": {name: statistics.median(values) for name, values in seconds.items()}}
+
+
 def headline(rows: dict[str, Any]) -> dict[str, Any]:
     """The figures that are looked up, from the rows that there are."""
     found: dict[str, Any] = {}
@@ -188,6 +234,9 @@ def headline(rows: dict[str, Any]) -> dict[str, Any]:
         median = rows["speed"]["median"]
         found["speedup_2_processes"] = median["one"] / median["two_sharded"]
         found["speedup_2_processes_whole_models"] = median["one"] / median["two_whole"]
+    if "one_step_off" in rows:
+        median = rows["one_step_off"]["median"]
+        found["step_waiting_over_step_ahead"] = median["waits"] / median["ahead"]
     if "in_a_row" in rows:
         found["runs_in_a_row"] = len(rows["in_a_row"])
         found["crashes"] = sum(row["exit_code"] != 0 for row in rows["in_a_row"])
@@ -203,7 +252,12 @@ def main() -> None:
     import gad.pipeline  # noqa: F401 - with torch, before the first fork
 
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    work = {"equality": equality, "speed": speed, "in_a_row": lambda folder: in_a_row(folder, asked.runs)}
+    work = {
+        "equality": equality,
+        "speed": speed,
+        "in_a_row": lambda folder: in_a_row(folder, asked.runs),
+        "one_step_off": one_step_off,
+    }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         for part in asked.only:
