@@ -205,22 +205,29 @@ def measure(command: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def figures() -> dict[str, Any]:
-    """Everything of this module, as the results file has it."""
+def shares() -> dict[str, Any]:
+    """Share of the products' rate, as the results file has it."""
     import torch
 
     from gad.models.arithmetic import fastest
 
     full = measure(["share", "float32"])
     narrow = measure(["share", "bfloat16"]) if fastest(torch.device("cpu")) == "bfloat16" else None
-    peaks = {kind: measure(["memory", kind]) for kind in KINDS}
     return {
         "gemm_share_fp32": full["share"],
         "gemm_share_bf16": None if narrow is None else narrow["share"],
         "gemm_share_bf16_reason": NO_BF16 if narrow is None else "",
+        "real": {"model": MODEL, "fp32": full, "bf16": narrow},
+    }
+
+
+def memories() -> dict[str, Any]:
+    """Peak memory of one base against three models, as the results file has it."""
+    peaks = {kind: measure(["memory", kind]) for kind in KINDS}
+    return {
         "memory_one_base_over_three_models": peaks["one_base"]["step"] / peaks["three_full"]["step"],
         "memory_one_base_over_three_bases": peaks["one_base"]["step"] / peaks["three_bases"]["step"],
-        "real": {"model": MODEL, "fp32": full, "bf16": narrow, "peak_mb": peaks},
+        "memory": {"model": MODEL, "peak_mb": peaks},
     }
 
 
