@@ -15,7 +15,7 @@ demo: $(VENV)/.installed-demo  ## the main job end to end: report in runs/quicks
 	$(BIN)/python scripts/demo.py $(RUN) $(ARGS)
 
 test: $(VENV)/.installed-test  ## all tests that this machine can run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope $(ARGS)
 
 test-vllm: .venv-vllm/.installed  ## what every rollout engine promises, asked of vLLM in process and of its server
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/unit/rollout $(ARGS)

@@ -16,15 +16,6 @@ settings.register_profile("gad", deadline=None, derandomize=True)
 settings.load_profile("gad")
 
 
-LONG = ("distributed", "real", "browser", "faults")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with long tests first, so that at the end no process is left with one of them while the others idle."""
-    long = {item.path for item in items if any(item.get_closest_marker(mark) for mark in LONG)}
-    items.sort(key=lambda item: item.path not in long)
-
-
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Two threads on a loaded machine can be many times slower than one."""
     if "torch" in sys.modules:
