@@ -29,6 +29,7 @@ from bench.resume import ROOT, about
 
 from gad import processes
 
+sys.path.insert(0, str(ROOT / "tests"))
 RESULTS = ROOT / "bench" / "results" / "distributed.json"
 STEPS = 5
 TUNINGS = ("lora", "full")
@@ -188,9 +189,8 @@ def in_a_row(folder: Path, count: int) -> list[dict[str, Any]]:
 @contextmanager
 def server(model: Path) -> Iterator[str]:
     """The address of a process that samples as a vLLM server does, by our own sampler, on one thread."""
-    from tests.support.vllm_server import VllmServer
-
     from gad.models.loading import load_model
+    from support.vllm_server import VllmServer
 
     serving = VllmServer(lambda: load_model(str(model), dtype=torch.float32, device=torch.device("cpu")))
     pid = os.fork()
