@@ -28,7 +28,8 @@ BEAT_SECONDS = 0.5
 SILENT_SECONDS = 10.0
 """Without a sign of life from a process it is taken for dead. Loading a module may hold Python's lock for seconds."""
 SUSPECT_SECONDS = 4.0
-"""As SILENT_SECONDS, where a collective has failed here: somebody must have brought that about."""
+"""As SILENT_SECONDS, once something has failed here that another process may have brought about, such as a broken
+collective: silence is suspect then."""
 BUSY_CPU_SECONDS = 0.1
 """Of the main thread's CPU time is progress; a thread that waits uses none."""
 PARTING_SECONDS = 5.0
