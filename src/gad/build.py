@@ -25,12 +25,11 @@ from gad.config.run import RunConfig
 from gad.config.training import BradleyTerry, Optimizer, Sampling
 from gad.crew import ALONE, Crew, Here, everywhere, shared
 from gad.errors import ConfigError, ModelError
-from gad.models import arithmetic, counting
+from gad.models import arithmetic, counting, trial
 from gad.models.loading import check_vocabulary, load_model, load_tokenizer
 from gad.models.network import Member, Network
 from gad.models.scorer import Scorer
 from gad.models.tokens import Codec
-from gad.models.trial import unfit
 from gad.records import Example, Prompt
 from gad.rollout.engine import Engine
 from gad.rollout.local import LocalEngine
@@ -102,7 +101,7 @@ class Workshop:
         """A model that nobody trains here, to sample from; it is not kept. Raises as `visitor_codec`."""
         codec = self.visitor_codec(model)
         loaded = self._load(model.model, model.dtype, model.trust_remote_code)
-        unfit(loaded, model.model)
+        trial.unfit(loaded, model.model)
         compute = self._config.compute
         engine = LocalEngine(
             Network(loaded, Lora()),
@@ -266,9 +265,10 @@ class Workshop:
         self, source: StudentConfig | OwnDiscriminator, tuning: Tuning, *, gradient_checkpointing: bool = False
     ) -> Network:
         model = self._load(source.model, source.dtype, source.trust_remote_code)
-        cannot = unfit(model, source.model)
+        cannot, shortcuts = trial.unfit(model, source.model), trial.shortcuts(model)
         network = Network(model, tuning, gradient_checkpointing=gradient_checkpointing, crew=self.crew)
         network.unfit = cannot
+        network.narrows, network.shares = shortcuts
         return network
 
     def _load(self, reference: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel:

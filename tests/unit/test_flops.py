@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gad.flops import Arithmetic, pairs
+from gad.flops import Arithmetic, Layer, pairs
 from gad.layouts import TokenGroup, TreeBatch, build
 
-ONE = Arithmetic(frozen=100, trained=10, head=7, train_head=False, pair=3, windows=(None, 2))
+ONE = Arithmetic((Layer(50, 5), Layer(50, 5, window=2)), head=7, train_head=False, pair=3)
 GROUP = (3, [2, 0])
 """5 tokens, 2 of them reply tokens. Pairs: 6 of the prompt, 4 + 5 of the reply; in a window of two 5 and 4."""
 
@@ -46,8 +46,34 @@ def test_passes_by_hand() -> None:
 
 
 def test_a_trained_head_costs_its_own_gradient_too() -> None:
-    trained = Arithmetic(frozen=0, trained=110, head=7, train_head=True, pair=3, windows=(None, 2))
+    trained = Arithmetic((Layer(0, 55), Layer(0, 55, window=2)), head=7, train_head=True, pair=3)
     assert trained.train([GROUP]) == 3 * trained.forward([GROUP])
+
+
+NARROW = Arithmetic((Layer(50, 5), Layer(10, 1, 40, 4, window=2)), head=7, train_head=False, pair=3)
+"""The same model, whose last layer is computed for what is read alone, but for 11 of its 55."""
+
+
+def test_what_nobody_reads_is_not_counted() -> None:
+    attention = 3 * (15 + 9)
+    # Scores: the state of each reply's last token; of the empty one the prompt's last.
+    assert NARROW.forward([GROUP], predicts=False) == 5 * 66 + 2 * 44 + attention
+    # Likelihoods: the prompt's last token predicts the first one of every reply, a reply's first its second.
+    assert NARROW.forward([GROUP]) == 5 * 66 + 2 * 44 + attention + 2 * 7
+    assert NARROW.forward([(3, [2, 2])]) == 7 * 66 + 3 * 44 + 3 * (24 + 13) + 4 * 7
+    assert NARROW.forward([(3, [0, 0])]) == 3 * 66 + 3 * (6 + 5)
+    assert NARROW.train([GROUP]) == 5 * (120 + 18) + 2 * (80 + 12) + 3 * attention + 2 * 2 * 7
+    # Sampling reads the prompt's last state and what is drawn after each token but a reply's last.
+    assert NARROW.sample([(3, [2, 1])]) == 4 * 66 + 2 * 44 + 3 * (6 + 5) + 3 * (4 + 2) + 3 * 7
+
+
+def test_nothing_goes_back_below_what_is_trained() -> None:
+    """And what members have in common is counted for one of them."""
+    upper = Arithmetic((Layer(50, 0), Layer(50, 5, window=2)), head=7, train_head=False, pair=3, common=1)
+    full, windowed = 3 * 15, 3 * 9
+    assert upper.forward([GROUP]) == 5 * 105 + full + windowed + 2 * 7
+    assert upper.forward([GROUP], common=False) == 5 * 55 + windowed + 2 * 7
+    assert upper.train([GROUP]) == upper.forward([GROUP]) + 5 * 60 + 2 * windowed + 2 * 7
 
 
 def test_sampling_leaves_out_the_last_token_of_each_reply() -> None:

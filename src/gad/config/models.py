@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from gad.config.base import Section
 
@@ -21,6 +22,9 @@ class Lora(Section):
     """The update is scaled by alpha / rank; twice the rank is peft's common choice."""
     targets: str | tuple[str, ...] = "all-linear"
     """Names of the linear layers to adapt; `all-linear` is all of them but the output head."""
+    first_layer: NonNegativeInt = 0
+    """Adapt from this layer on, counted from 0. What lies below is the same for student, discriminator and reference:
+    student and reference compute it once, nothing goes back through it, and none of its activations are kept."""
 
 
 class Full(Section):
@@ -75,6 +79,29 @@ class OwnDiscriminator(Section):
 
 
 DiscriminatorConfig = Annotated[SharedDiscriminator | OwnDiscriminator, Field(discriminator="kind")]
+
+
+def discriminator_mistakes(
+    student: StudentConfig, discriminator: DiscriminatorConfig, independent_layer: int | None
+) -> Iterator[str]:
+    """What is wrong with who shares what, and where scores are read."""
+    owner, tuning = "student", student.tuning
+    yield from _unreached("evaluation.independent.layer", independent_layer, owner, tuning)
+    if isinstance(discriminator, OwnDiscriminator):
+        owner, tuning = "discriminator", discriminator.tuning
+    elif not isinstance(tuning, Lora):
+        yield (
+            "discriminator.kind=shared needs student.tuning.kind=lora: full tuning leaves no frozen base to share; "
+            f"write discriminator: {{kind: own, model: {student.model}}}"
+        )
+    yield from _unreached("discriminator.layer", discriminator.layer, owner, tuning)
+
+
+def _unreached(key: str, layer: int | None, owner: str, tuning: Tuning) -> Iterator[str]:
+    """No adapter is before the layer that is read."""
+    first = tuning.first_layer if isinstance(tuning, Lora) else 0
+    if layer is not None and layer <= first:
+        yield f"{key}={layer} reads below {owner}.tuning.first_layer={first}: use {first + 1} or more"
 
 
 class PromptConfig(Section):

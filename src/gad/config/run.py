@@ -15,7 +15,14 @@ from gad.config.base import Section
 from gad.config.compared import TEACHER, AskedTeacher, ComparedModel, EndpointModel, name_mistakes
 from gad.config.data import DataConfig
 from gad.config.judging import JudgingConfig
-from gad.config.models import DiscriminatorConfig, Lora, PromptConfig, SharedDiscriminator, StudentConfig
+from gad.config.models import (
+    DiscriminatorConfig,
+    Lora,
+    PromptConfig,
+    SharedDiscriminator,
+    StudentConfig,
+    discriminator_mistakes,
+)
 from gad.config.rollout import Engine, LocalEngine, VllmServers
 from gad.config.teacher import TeacherConfig
 from gad.config.training import AdversarialConfig, Optimizer, Sampling, SeqkdConfig, WarmupConfig
@@ -240,20 +247,14 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
-        mistakes = [*self._discriminator_mistakes(), *self._warmup_mistakes(), *self._prompt_mistakes()]
+        mistakes = [*discriminator_mistakes(self.student, self.discriminator, self.evaluation.independent.layer)]
+        mistakes += [*self._warmup_mistakes(), *self._prompt_mistakes()]
         mistakes += [*self._engine_mistakes(), *self._pair_mistakes()]
         if self._asks_teacher and self.teacher is None:
             mistakes.append("`evaluation.models`: kind: teacher asks the run's `teacher`, and there is none: add one")
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
-
-    def _discriminator_mistakes(self) -> Iterator[str]:
-        if isinstance(self.discriminator, SharedDiscriminator) and not isinstance(self.student.tuning, Lora):
-            yield (
-                "discriminator.kind=shared needs student.tuning.kind=lora: full tuning leaves no frozen base to share; "
-                f"write discriminator: {{kind: own, model: {self.student.model}}}"
-            )
 
     def _warmup_mistakes(self) -> Iterator[str]:
         if self.warmup is not None and not self.warmup.phases:

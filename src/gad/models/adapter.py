@@ -1,6 +1,6 @@
-"""Adapted linear layers with fewer passes over memory than peft's, which adds its update in steps of their own.
+"""Which linear layers get adapters, and adapted layers with fewer passes over memory than peft's.
 
-peft computes `base(x) + up(down(x)) * scaling`: the update, its scaling and the sum each read and write a matrix as
+peft adds its update in steps of their own: it computes `base(x) + up(down(x)) * scaling`: the update, its scaling and the sum each read and write a matrix as
 large as the layer's output, in both directions, and autograd sums two gradients by x. Here the update is accumulated
 into the product that is there already.
 
@@ -9,14 +9,73 @@ N rows, K inputs, M outputs, R rank.
 
 from __future__ import annotations
 
-from typing import Any, cast
+import re
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from gad.config.models import Lora
+from gad.errors import ModelError
 from gad.models.linear import product
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Adapters:
+    """The adapters that each member of a model gets. Made before the first of them, which renames layers."""
+
+    def __init__(self, model: PreTrainedModel, lora: Lora) -> None:
+        self._lora = lora
+        self._model = model
+        self._names = self._upper() if lora.first_layer else lora.targets
+
+    def config(self) -> LoraConfig:
+        """As peft takes it."""
+        names = self._names if isinstance(self._names, str) else list(self._names)
+        lora = self._lora
+        return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names, lora_dropout=0.0, bias="none")
+
+    def as_json(self) -> dict[str, Any]:
+        """`adapter_config.json` as peft and vLLM read it, of a model that has adapters."""
+        layers = [name for name, layer in self._model.named_modules() if isinstance(layer, BaseTunerLayer)]
+        return {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": str(self._model.name_or_path),
+            "r": self._lora.rank,
+            "lora_alpha": self._lora.alpha,
+            "target_modules": layers,
+            "bias": "none",
+        }
+
+    def _upper(self) -> tuple[str, ...]:
+        """Full names of the linear layers from `first_layer` on. Raises ModelError where the model has no such layer."""
+        backbone: Any = getattr(self._model, self._model.base_model_prefix)
+        first, targets = self._lora.first_layer, self._lora.targets
+        if first >= len(backbone.layers):
+            raise ModelError(
+                f"tuning.first_layer={first}: the model has {len(backbone.layers)} layers, counted from 0; "
+                f"use {len(backbone.layers) - 1} or less"
+            )
+        upper = {id(module) for layer in backbone.layers[first:] for module in layer.modules()}
+        return tuple(
+            name
+            for name, module in self._model.named_modules()
+            if id(module) in upper and isinstance(module, nn.Linear) and _wanted(name, targets)
+        )
+
+
+def _wanted(name: str, targets: str | tuple[str, ...]) -> bool:
+    """As peft reads them: the whole name by a pattern, or the end of it."""
+    if isinstance(targets, str):
+        return targets == "all-linear" or re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 class AdaptedLinear(PeftLinear):  # type: ignore[misc]

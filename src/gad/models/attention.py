@@ -42,12 +42,18 @@ class Plan(Protocol):
 
 
 class Carried:
-    """A plan on its way through a model. No dataclass: FSDP looks into those, copies them and hooks their tensors."""
+    """What goes through a model beside its states. No dataclass: FSDP looks into those, copies them, hooks their tensors.
 
-    __slots__ = ("plan",)
+    read_N: flat places in (rows, tokens) of the states that somebody will read, None for all (`views.narrowed`).
+    below_RTH: states to go on from (`views.above`).
+    """
 
-    def __init__(self, plan: Plan) -> None:
+    __slots__ = ("below_RTH", "plan", "read_N")
+
+    def __init__(self, plan: Plan, read_N: Tensor | None = None, below_RTH: Tensor | None = None) -> None:
         self.plan = plan
+        self.read_N = read_N
+        self.below_RTH = below_RTH
 
 
 def attention(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from torch import nn
 
-from gad.flops import Arithmetic
+from gad.flops import Arithmetic, Layer
+from gad.models import views
 from gad.models.network import Network
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Settings of models whose tokens go through some of the weights only."""
+READ = ("mlp.", "self_attn.q_proj", "self_attn.o_proj")
+"""What of a last layer is computed for tokens that are read alone (`views.narrowed`)."""
 
 
 def arithmetic(network: Network, member: str | None, *, layers: int | None = None) -> Arithmetic | None:
@@ -24,24 +28,30 @@ def arithmetic(network: Network, member: str | None, *, layers: int | None = Non
         return None
     backbone: Any = network.backbone(layers)
     whole = network.trained_whole and member is not None
-    frozen = trained = 0
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.Linear) and _takes_part(name, member):
-            flops = 2 * module.in_features * module.out_features
-            if whole or "lora_" in name:
-                trained += flops
-            else:
-                frozen += flops
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    last = len(backbone.layers) - 1
+    narrow = network.narrows and views.can_narrow(backbone.layers[last])
     return Arithmetic(
-        frozen,
-        trained,
+        tuple(
+            _layer(layer, member, whole=whole, narrow=narrow and place == last, window=_window(config, place))
+            for place, layer in enumerate(backbone.layers)
+        ),
         2 * network.width * network.vocabulary,
         whole,
         4 * heads * width,
-        tuple(_window(config, layer) for layer in range(len(backbone.layers))),
+        0 if member is None else min(network.common, last + 1),
     )
+
+
+def _layer(layer: nn.Module, member: str | None, *, whole: bool, narrow: bool, window: int | None) -> Layer:
+    flops = Counter[str]()
+    for name, module in layer.named_modules():
+        if isinstance(module, nn.Linear) and _takes_part(name, member):
+            read = narrow and name.startswith(READ)
+            trained = whole or "lora_" in name
+            flops["read_" * read + ("trained" if trained else "frozen")] += 2 * module.in_features * module.out_features
+    return Layer(**flops, window=window)
 
 
 def _takes_part(name: str, member: str | None) -> bool:

@@ -5,6 +5,7 @@ M hidden states, H width, V vocabulary, N predicted tokens, B replies, L reply t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,41 +18,113 @@ from gad.models.packed import Packed
 
 CHUNK = 128
 """Rows of logits that exist at a time. Few enough that glibc keeps the memory of a chunk for the next one (32 MiB)."""
+WORTH = 0.75
+"""A narrowed layer is computed for what is read where that is at most this share of the tokens: picking them is a copy."""
 
 
-def run(backbone: nn.Module, input_ids_RT: Tensor, position_ids_RT: Tensor, plan: Plan) -> Tensor:
-    """Hidden states (R, T, H) of a transformers backbone whose attention is `gad.models.attention`."""
-    output = backbone(input_ids=input_ids_RT, position_ids=position_ids_RT, use_cache=False, plan=Carried(plan))
+def run(
+    backbone: nn.Module,
+    input_ids_RT: Tensor,
+    position_ids_RT: Tensor,
+    plan: Plan,
+    *,
+    read_N: Tensor | None = None,
+    below_RTH: Tensor | None = None,
+) -> Tensor:
+    """Hidden states (R, T, H) of a transformers backbone whose attention is `gad.models.attention`.
+
+    read_N, below_RTH: see `Carried`.
+    """
+    if read_N is not None and not 0 < len(read_N) <= WORTH * input_ids_RT.numel():
+        read_N = None
+    carried = Carried(plan, read_N, below_RTH)
+    output = backbone(input_ids=input_ids_RT, position_ids=position_ids_RT, use_cache=False, plan=carried)
     states: Tensor = output.last_hidden_state
     return states
 
 
-def hidden_states(backbone: nn.Module, batch: TokenBatch) -> Tensor:
-    """The matrix of hidden states (M, H) that `batch.readout` indexes."""
+@dataclass(frozen=True, slots=True)
+class Below:
+    """Hidden states (R, T, H) of a batch after the layers that all members of a network have in common.
+
+    replies_RTH: of the reply rows, where the layout has rows of their own for them.
+    """
+
+    rows_RTH: Tensor
+    replies_RTH: Tensor | None = None
+
+
+def hidden_states(
+    backbone: nn.Module, batch: TokenBatch, *, read_N: Tensor | None = None, below: Below | None = None
+) -> Tensor:
+    """The matrix of hidden states (M, H) that `batch.readout` indexes.
+
+    read_N: the rows of it that will be read; of a narrowed backbone the others mean nothing. below: states to go on
+    from, of `below_states`.
+    """
+    rows, replies = _passes(backbone, batch, read_N, below)
+    if not isinstance(batch, CacheBatch):
+        return rows.flatten(0, 1)
+    assert replies is not None
+    last_PH = rows[torch.arange(len(rows), device=rows.device), batch.prompt_lengths_P - 1]
+    return torch.cat([last_PH, replies.flatten(0, 1)])
+
+
+def below_states(lower: nn.Module, batch: TokenBatch) -> Below:
+    """What `lower`, of `views.below`, gives for every token; no gradient goes back into it."""
+    with torch.no_grad():
+        return Below(*_passes(lower, batch, None, None))
+
+
+def _passes(
+    backbone: nn.Module, batch: TokenBatch, read_N: Tensor | None, below: Below | None
+) -> tuple[Tensor, Tensor | None]:
+    """Hidden states of the rows, and of reply rows where there are any."""
+    given = None if below is None else below.rows_RTH
+    if not isinstance(batch, CacheBatch):
+        plan = _plan(batch)
+        ids, positions = batch.input_ids_RT, batch.position_ids_RT
+        return run(backbone, ids, positions, plan, read_N=read_N, below_RTH=given), None
+    count = len(batch.prompt_lengths_P)
+    narrow = read_N is not None
+    prefix, prompts = _prompts(backbone, batch.prompt_ids_PT, batch.prompt_lengths_P, given, narrow=narrow)
+    owners = Owners.of(list(batch.replies_per_prompt), batch.reply_ids_BL.device)
+    replies = run(
+        backbone,
+        batch.reply_ids_BL,
+        batch.position_ids_BL,
+        Prefixed(prefix, owners, batch.position_ids_BL),
+        read_N=None if read_N is None else read_N[read_N >= count] - count,
+        below_RTH=None if below is None else below.replies_RTH,
+    )
+    return prompts, replies
+
+
+def _plan(batch: PaddedBatch | TreeBatch | PackedBatch) -> Plan:
     match batch:
         case PaddedBatch():
-            return run(backbone, batch.input_ids_RT, batch.position_ids_RT, Causal()).flatten(0, 1)
+            return Causal()
         case TreeBatch():
-            plan = Masked(batch.visible_RTT, batch.position_ids_RT)
-            return run(backbone, batch.input_ids_RT, batch.position_ids_RT, plan).flatten(0, 1)
+            return Masked(batch.visible_RTT, batch.position_ids_RT)
         case PackedBatch():
-            packed = Packed(batch.shapes)
-            return run(backbone, batch.input_ids_RT, batch.position_ids_RT, packed).flatten(0, 1)
-        case CacheBatch():
-            prefix, last_PH = prompt_states(backbone, batch.prompt_ids_PT, batch.prompt_lengths_P)
-            owners = Owners.of(list(batch.replies_per_prompt), batch.reply_ids_BL.device)
-            replies = run(
-                backbone, batch.reply_ids_BL, batch.position_ids_BL, Prefixed(prefix, owners, batch.position_ids_BL)
-            )
-            return torch.cat([last_PH, replies.flatten(0, 1)])
+            return Packed(batch.shapes)
 
 
 def prompt_states(backbone: nn.Module, prompt_ids_PT: Tensor, lengths_P: Tensor) -> tuple[Prefix, Tensor]:
     """Keys and values of the prompts, and the hidden state (P, H) of each prompt's last token."""
-    prefix = Prefix(lengths_P)
-    positions = torch.arange(prompt_ids_PT.shape[1], device=prompt_ids_PT.device).expand_as(prompt_ids_PT)
-    states = run(backbone, prompt_ids_PT, positions, Causal(record=prefix))
+    prefix, states = _prompts(backbone, prompt_ids_PT, lengths_P, None, narrow=True)
     return prefix, states[torch.arange(len(lengths_P), device=states.device), lengths_P - 1]
+
+
+def _prompts(
+    backbone: nn.Module, ids_PT: Tensor, lengths_P: Tensor, below_PTH: Tensor | None, *, narrow: bool
+) -> tuple[Prefix, Tensor]:
+    """Keys and values of the prompts, and their hidden states; narrow: of their last tokens alone."""
+    prefix, width = Prefix(lengths_P), ids_PT.shape[1]
+    positions = torch.arange(width, device=ids_PT.device).expand_as(ids_PT)
+    last_P = torch.arange(len(lengths_P), device=ids_PT.device) * width + lengths_P - 1
+    read_P = last_P if narrow else None
+    return prefix, run(backbone, ids_PT, positions, Causal(record=prefix), read_N=read_P, below_RTH=below_PTH)
 
 
 def reply_logps(

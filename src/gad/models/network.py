@@ -20,16 +20,23 @@ from torch import Tensor, nn
 from gad.config.models import Full, Lora, Tuning
 from gad.crew import ALONE, Crew, Here, everywhere
 from gad.errors import ModelError
-from gad.layouts import LayoutName
-from gad.models.adapter import fuse
+from gad.layouts import LayoutName, TokenBatch
+from gad.models import views
+from gad.models.adapter import Adapters, fuse
+from gad.models.forward import Below
 from gad.models.linear import speed_up
+from gad.models.passes import Passes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class Network:
-    """One base model in memory. `unfit`: layouts that it cannot do, and why."""
+    """One base model in memory.
+
+    unfit: layouts that it cannot do, and why. narrows, shares: whether it can leave out what is not read, and go on
+    from states that all members have in common (`models/trial.py` finds out).
+    """
 
     def __init__(
         self, model: PreTrainedModel, tuning: Tuning, *, gradient_checkpointing: bool = False, crew: Crew = ALONE
@@ -60,6 +67,8 @@ class Network:
         self.width: int = head.weight.shape[1]
         self.trained_whole = isinstance(tuning, Full)
         self.unfit: Mapping[LayoutName, str] = {}
+        self.narrows = self.shares = True
+        self._adapters = Adapters(model, tuning) if isinstance(tuning, Lora) else None
 
     def shard(self) -> None:
         """Keep a share of the weights in each process. Before the first member is made, after `plain_copy`."""
@@ -78,7 +87,8 @@ class Network:
                 raise ModelError(f"{name}: a model that is trained whole has no room for a second member")
             self._active = name
             return Member(self, name)
-        config = _lora_config(self._tuning)
+        assert self._adapters is not None
+        config = self._adapters.config()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
@@ -116,11 +126,16 @@ class Network:
                 f"layer {layers}: the model has {have} layers; lower discriminator.layer or "
                 "evaluation.independent.layer, or leave it out for the last one"
             )
-        view: nn.Module = object.__new__(type(backbone))  # copy.copy would call the constructor of a sharded module
-        view.__dict__.update(backbone.__dict__)
-        view._modules = dict(backbone._modules)
-        view._modules["layers"] = nn.ModuleList(list(backbone.layers)[:layers])
-        return view
+        return views.first(backbone, layers)
+
+    def passes(self, layers: int | None = None) -> Passes:
+        """Forward passes through all of the model, or through its first `layers`, once it has a member."""
+        return Passes(self.backbone(layers), common=self.common, narrow=self.narrows)
+
+    @property
+    def common(self) -> int:
+        """The first layers, which no member has adapters in and which are computed once for all of them."""
+        return self._tuning.first_layer if isinstance(self._tuning, Lora) and self.shares else 0
 
     @property
     def head_VH(self) -> Tensor:
@@ -193,34 +208,33 @@ class Network:
 
     def adapter_config(self) -> dict[str, Any]:
         """`adapter_config.json` of a member's adapter, as peft and vLLM read it."""
-        assert isinstance(self._tuning, Lora)
-        layers = [key for key, layer in self._model.named_modules() if isinstance(layer, BaseTunerLayer)]
-        return {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": str(self._model.name_or_path),
-            "r": self._tuning.rank,
-            "lora_alpha": self._tuning.alpha,
-            "target_modules": layers,
-            "bias": "none",
-        }
+        assert self._adapters is not None
+        return self._adapters.as_json()
 
     def _lora_layers(self) -> list[Any]:
         return [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 class Member:
-    """One role's weights in a network."""
+    """One role's weights in a network. `passes`: forward passes; what they are made with is up to `using`."""
 
     def __init__(self, network: Network, name: str) -> None:
         self.network = network
         self.name = name
+        self.passes = network.passes()
         self.crew = network.crew
         self.crew.adopt(self)
 
     def using(self) -> Any:
         """See `Network.using`."""
         return self.network.using(self.name)
+
+    def below(self, batch: TokenBatch) -> Below | None:
+        """What this member's states for a batch have in common with those of all others, made once for all of them."""
+        if not self.network.common:
+            return None
+        with self.using():
+            return self.passes.below(batch)
 
     def parameters(self) -> list[nn.Parameter]:
         """What an optimizer trains."""
@@ -258,11 +272,6 @@ class Member:
             for name, weight in self.network.effective(self.name):
                 if plain is not None:
                     targets[name].data.copy_(weight)
-
-
-def _lora_config(lora: Lora) -> LoraConfig:
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none")
 
 
 def _recompute_activations(model: Any) -> None:

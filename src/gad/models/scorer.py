@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from gad.crew import Here, everywhere
 from gad.errors import ModelError
 from gad.layouts import TokenBatch, TokenGroup
-from gad.models.forward import hidden_states
 from gad.models.network import Member
+from gad.models.passes import lasts
 from gad.models.tokens import Codec
 from gad.records import RolloutGroup
 
@@ -34,7 +34,7 @@ class Scorer:
         self.layer = layer
         self.codec = codec
         network = member.network
-        self._backbone = network.backbone(layer)
+        self._passes = network.passes(layer)
         self.crew = network.crew
         dtype = torch.promote_types(network.dtype, torch.float32)
         self.head_H = nn.Parameter(torch.zeros(network.width, dtype=dtype, device=network.device))
@@ -47,7 +47,7 @@ class Scorer:
 
     def scores(self, batch: TokenBatch) -> Tensor:
         """Scores (B,) of the batch's replies. Runs inside `self.member.using()`."""
-        last_BH = hidden_states(self._backbone, batch)[batch.readout.last_B]
+        last_BH = self._passes.states(batch, lasts(batch.readout))[batch.readout.last_B]
         with torch.autocast(last_BH.device.type, enabled=False):
             return last_BH.to(self.head_H.dtype) @ self.head_H
 

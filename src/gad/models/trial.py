@@ -6,6 +6,7 @@ Layers that mix tokens by other means than attention (convolutions, recurrences)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from gad.errors import ModelError, is_out_of_memory
 from gad.layout_costs import ALL
 from gad.layouts import LayoutName, PaddedBatch, Readout, TokenGroup, build, to_device
 from gad.models.forward import hidden_states
+from gad.models.passes import Passes, lasts, predictors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,10 +37,7 @@ def unfit(model: PreTrainedModel, reference: str) -> dict[LayoutName, str]:
     """
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.weight.shape[0]
-    groups = [
-        TokenGroup(_within(prompt, rows), tuple(_within(reply, rows) for reply in replies))
-        for prompt, replies in zip(PROMPTS, REPLIES, strict=True)
-    ]
+    groups = _groups(rows)
     kind = model.config.model_type
     try:
         with torch.no_grad():
@@ -59,6 +58,13 @@ def unfit(model: PreTrainedModel, reference: str) -> dict[LayoutName, str]:
         for layout in ALL
         if off[layout] > far
     }
+
+
+def _groups(rows: int) -> list[TokenGroup]:
+    return [
+        TokenGroup(_within(prompt, rows), tuple(_within(reply, rows) for reply in replies))
+        for prompt, replies in zip(PROMPTS, REPLIES, strict=True)
+    ]
 
 
 def _within(ids: tuple[int, ...], rows: int) -> tuple[int, ...]:
@@ -96,3 +102,27 @@ def _read(states_MH: Tensor, readout: Readout) -> Tensor:
     """What predicts the replies' tokens, and their last states."""
     places = torch.cat([readout.predictors_BL[readout.mask_BL], readout.last_B])
     return states_MH[places].double()
+
+
+def shortcuts(model: PreTrainedModel) -> tuple[bool, bool]:
+    """Whether this model gives the same where its last layer is computed for what is read alone, and where it goes on
+    from states of its first layer (`models/views.py`).
+    """
+    embeddings: Any = model.get_input_embeddings()
+    batch = to_device(build(_groups(embeddings.weight.shape[0]), "padded"), model.device)
+    backbone: Any = getattr(model, model.base_model_prefix)
+    read_N = torch.cat([predictors(batch.readout), lasts(batch.readout)]).unique()
+    far = FAR.get(model.dtype, FAR_IN_FULL)
+
+    def agrees(passes: Callable[[], Passes]) -> bool:
+        try:
+            found = passes().states(batch, read_N)[read_N].double()
+        except FAILURES as error:
+            if is_out_of_memory(error):
+                raise
+            return False
+        return float((found - whole).norm() / whole.norm()) <= far
+
+    with torch.no_grad():
+        whole = hidden_states(backbone, batch)[read_N].double()
+        return agrees(lambda: Passes(backbone)), agrees(lambda: Passes(backbone, common=1, narrow=False))

@@ -46,13 +46,15 @@ class Costs:
         """
         found = {"flops/student": self.train(rows) + before * self.forward(sampled), **self.layouts()}
         if reference is not None:
-            found["flops/reference"] = (1 + before) * reference.forward(sampled)
+            # For a KL term in the loss the student's pass has what they have in common.
+            found["flops/reference"] = before * reference.forward(sampled) + reference.forward(sampled, common=False)
         return found
 
-    def forward(self, groups: Sequence[TokenGroup], *, predicts: bool = True) -> float:
+    def forward(self, groups: Sequence[TokenGroup], *, predicts: bool = True, common: bool = True) -> float:
         """FLOPs of a forward pass; 0 for a model whose operations are not counted."""
         own = self._arithmetic
-        return 0.0 if own is None else own.forward([group.lengths for group in groups], predicts=predicts)
+        lengths = [group.lengths for group in groups]
+        return 0.0 if own is None else own.forward(lengths, predicts=predicts, common=common)
 
     def train(self, groups: Sequence[TokenGroup], *, predicts: bool = True) -> float:
         """FLOPs of a forward and a backward pass; 0 for a model whose operations are not counted."""

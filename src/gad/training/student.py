@@ -16,8 +16,9 @@ from gad import objectives
 from gad.config.training import Kl, PolicyLoss
 from gad.crew import Crew, everywhere
 from gad.layouts import Readout, TokenBatch, TokenGroup, tokens_of
-from gad.models.forward import hidden_states, reply_logps
+from gad.models.forward import reply_logps
 from gad.models.network import Member
+from gad.models.passes import predictors
 from gad.models.tokens import Codec
 from gad.records import Example, Prompt, RolloutGroup, TeacherReply
 from gad.training import losses
@@ -177,13 +178,15 @@ class StudentTrainer:
     def _accumulate(self, part: _Part, objective: PolicyObjective, totals: Totals) -> _Sums:
         """Backward pass of one micro-batch."""
         sampled, mask_BT = part.sampled, part.sampled.mask_BL
+        read_N = predictors(part.batch.readout)
+        below = self.member.below(part.batch)
         reference_BT = None
         if self._reference is not None:
             with torch.no_grad(), self._reference.using():
-                states_MH = hidden_states(self._reference.network.backbone(), part.batch)
+                states_MH = self._reference.passes.states(part.batch, read_N, below)
                 reference_BT, _ = self._read(self._reference, states_MH, sampled, objective.temperature)
         with self.member.using():
-            states_MH = hidden_states(self.member.network.backbone(), part.batch)
+            states_MH = self.member.passes.states(part.batch, read_N, below)
             logps_BT, entropies_BT = self._read(self.member, states_MH, sampled, objective.temperature)
             sums = _Sums(tokens=float(tokens_of(part.batch)), entropy=entropies_BT.sum().item())
             found = weigh(logps_BT.detach(), mask_BT, part.sampler_logps, objective.importance_cap)
@@ -204,7 +207,8 @@ class StudentTrainer:
         return _Sums() if part.spare else sums
 
     def _logps(self, member: Member, batch: TokenBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        return self._read(member, hidden_states(member.network.backbone(), batch), batch.readout, temperature)
+        states_MH = member.passes.states(batch, predictors(batch.readout))
+        return self._read(member, states_MH, batch.readout, temperature)
 
     def _read(self, member: Member, states_MH: Tensor, readout: Readout, temperature: float) -> tuple[Tensor, Tensor]:
         network = member.network

@@ -74,6 +74,15 @@ MISTAKES = {
         "compute: {engine: {kind: vllm_server, urls: ['http://a:1'], sync_folder: x}}",
         "run.yaml:6: compute.engine.sync=adapter needs student.tuning.kind=lora: with full tuning write sync: weights",
     ),
+    "a score below the adapters": (
+        "  tuning: {kind: lora, first_layer: 15}\ndiscriminator: {kind: shared, layer: 15}\n"
+        "evaluation: {independent: {layer: 3}}",
+        "run.yaml:8: evaluation.independent.layer=3 reads below student.tuning.first_layer=15: use 16 or more",
+    ),
+    "a score below its own adapters": (
+        "  tuning: {kind: lora}\ndiscriminator: {kind: own, model: m, tuning: {kind: lora, first_layer: 2}, layer: 2}",
+        "run.yaml:7: discriminator.layer=2 reads below discriminator.tuning.first_layer=2: use 3 or more",
+    ),
     "a server twice": (
         "compute: {engine: {kind: vllm_server, urls: ['http://a:1', 'http://a:1/'], sync_folder: x}}",
         "run.yaml:6: compute.engine: `urls` names a server twice: http://a:1, http://a:1",

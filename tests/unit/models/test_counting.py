@@ -13,8 +13,9 @@ from gad.flops import Arithmetic
 from gad.layouts import TokenGroup, build
 from gad.models.adapter import AdaptedLinear
 from gad.models.counting import arithmetic
-from gad.models.forward import hidden_states, reply_logps
+from gad.models.forward import reply_logps
 from gad.models.network import Network
+from gad.models.passes import lasts, predictors
 from support import tiny
 from unit.models import plain
 
@@ -33,7 +34,8 @@ def counted(network: Network, name: str, *, train: bool, predict: bool, layers: 
     """By torch: of a forward pass, and with its backward pass."""
     batch = build(GROUPS, "padded")
     with network.using(name), torch.set_grad_enabled(train), FlopCounterMode(display=False) as counter:
-        states_MH = hidden_states(network.backbone(layers), batch)
+        read_N = (predictors if predict else lasts)(batch.readout)
+        states_MH = network.passes(layers).states(batch, read_N)
         result = states_MH[batch.readout.last_B].sum()
         if predict:
             result = reply_logps(states_MH, batch.readout, network.head_VH, softcap=network.softcap)[0].sum()
@@ -43,14 +45,26 @@ def counted(network: Network, name: str, *, train: bool, predict: bool, layers: 
     return forward, counter.get_total_flops()
 
 
-def expected(own: Arithmetic, *, backward: float, head: float) -> float:
+def expected(own: Arithmetic, *, backward: float, head: float, predict: bool = False) -> float:
     """With dense attention, as the padded layout computes it: WIDTH squared pairs in every layer."""
-    attention = own.pair * len(own.windows) * ROWS * WIDTH**2
-    tokens = ROWS * WIDTH
+    read = ROWS * (REPLY if predict else 1)
+    total = head * ROWS * REPLY * own.head
+    for place, layer in enumerate(own.layers):
+        back = backward * (place >= own.common)
+        for tokens, frozen, trained in (
+            (ROWS * WIDTH, layer.frozen, layer.trained),
+            (read, layer.read_frozen, layer.read_trained),
+        ):
+            total += tokens * ((1 + back) * frozen + (1 + 2 * back) * trained)
+        total += (1 + 2 * back) * own.pair * ROWS * WIDTH**2
+    return total
+
+
+def of_all(own: Arithmetic) -> tuple[int, int]:
+    """A token's FLOPs in frozen and in trained linear layers."""
     return (
-        tokens * ((1 + backward) * own.frozen + (1 + 2 * backward) * own.trained)
-        + (1 + 2 * backward) * attention
-        + head * ROWS * REPLY * own.head
+        sum(layer.frozen + layer.read_frozen for layer in own.layers),
+        sum(layer.trained + layer.read_trained for layer in own.layers),
     )
 
 
@@ -61,28 +75,42 @@ def test_a_pass_costs_what_torch_counts(architecture: str, tuning: Tuning) -> No
     own = arithmetic(network, "first")
     assert own is not None
     whole = isinstance(tuning, Full)
-    assert (own.trained == 0, own.frozen == 0, own.train_head) == (False, whole, whole)
+    frozen, trained = of_all(own)
+    assert (trained == 0, frozen == 0, own.train_head) == (False, whole, whole)
+    assert own.layers[-1].read_frozen + own.layers[-1].read_trained > own.layers[-1].frozen + own.layers[-1].trained
     assert counted(network, "first", train=False, predict=False)[0] == expected(own, backward=0, head=0)
-    assert counted(network, "first", train=False, predict=True)[0] == expected(own, backward=0, head=1)
+    assert counted(network, "first", train=False, predict=True)[0] == expected(own, backward=0, head=1, predict=True)
     # the gradient by the rows is made in the forward pass where the head is frozen; a trained head's logits are made
     # again in the backward pass, which is no part of the least that is needed
     _, total = counted(network, "first", train=True, predict=True)
-    wanted = expected(own, backward=1, head=4 if whole else 2)
+    wanted = expected(own, backward=1, head=4 if whole else 2, predict=True)
     # nobody wants the gradient by the embeddings of a model whose base is frozen
     spared = 0 if whole else first_inputs(network, own)
     assert total == wanted - spared
     assert len(members) == 2 - whole
 
 
-def first_inputs(network: Network, own: Arithmetic) -> float:
-    """What torch spares in the first layer: gradients by an input that nothing is behind."""
+def first_inputs(network: Network, own: Arithmetic, layer: int = 0) -> float:
+    """What torch spares in the first layer that is trained: gradients by an input that nothing is behind."""
     total = 0
-    for name, module in network.backbone().layers[0].self_attn.named_modules():  # type: ignore[union-attr]
+    for name, module in network.backbone().layers[layer].self_attn.named_modules():  # type: ignore[union-attr]
         behind = name.startswith("o_proj") or ".other" in name or "lora_B" in name
         if isinstance(module, torch.nn.Linear) and not behind:
             total += 2 * module.in_features * module.out_features
-    assert 0 < total < own.frozen / 4
+    assert 0 < total < of_all(own)[0] / 4
     return ROWS * WIDTH * total
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])
+def test_nothing_goes_back_below_the_first_layer_that_is_trained(architecture: str) -> None:
+    network, _ = plain.network(architecture, Lora(rank=2, first_layer=2), "first", "other")
+    own = arithmetic(network, "first")
+    assert own is not None
+    assert own.common == 2
+    assert [layer.trained > 0 for layer in own.layers] == [False, False, True, True]
+    forward, total = counted(network, "first", train=True, predict=False)
+    assert forward == expected(own, backward=0, head=0)
+    assert total == expected(own, backward=1, head=0) - first_inputs(network, own, layer=2)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -90,7 +118,7 @@ def test_the_first_layers_alone(layers: int) -> None:
     network, _ = plain.network("qwen2", Lora(rank=2), "first")
     own = arithmetic(network, "first", layers=layers)
     assert own is not None
-    assert len(own.windows) == layers
+    assert len(own.layers) == layers
     found, _ = counted(network, "first", train=False, predict=False, layers=layers)
     assert found == expected(own, backward=0, head=0)
 
@@ -108,7 +136,7 @@ def test_windows_of_each_layer(architecture: str, windows: Sequence[int | None])
     network, _ = plain.network(architecture, Full(), "first")
     own = arithmetic(network, "first")
     assert own is not None
-    assert own.windows == tuple(windows)
+    assert tuple(layer.window for layer in own.layers) == tuple(windows)
 
 
 def test_a_merged_copy_has_no_adapters() -> None:
@@ -116,11 +144,11 @@ def test_a_merged_copy_has_no_adapters() -> None:
     base, adapted = arithmetic(network, None), arithmetic(network, "first")
     assert base is not None
     assert adapted is not None
-    assert (base.trained, base.frozen, base.train_head) == (0, adapted.frozen, False)
+    assert (*of_all(base), base.train_head) == (of_all(adapted)[0], 0, False)
     whole, _ = plain.network("qwen2", Full(), "first")
     own = arithmetic(whole, None)
     assert own is not None
-    assert (own.trained, own.frozen) == (0, base.frozen)
+    assert of_all(own) == of_all(base)
 
 
 def test_a_mixture_of_experts_is_not_counted() -> None:
