@@ -2,6 +2,7 @@
 
     python -m bench.real share DTYPE     a JSON line: the update phases of SmolLM2-135M against products of its shapes
     python -m bench.real memory KIND     a JSON line: peak memory of a process that makes one step
+    python -m bench.real common LAYER    a JSON line: seconds and memory of the updates with adapters from LAYER on
 
 KIND is one of KINDS. Both run in a process of their own, because a peak is a process's.
 """
@@ -29,13 +30,15 @@ three_full: three models that are trained whole, as GAD on a trainer without ada
 three_bases: adapters, but each of the three has a base of its own.
 All of them recompute activations in the backward pass and sample from the trained weights in place, as somebody does
 who is short of memory."""
+FIRST_LAYERS = ("0", "10", "20")
+"""Of SmolLM2-135M's 30 layers: adapters in all of them, in two thirds, in one third."""
 NO_BF16 = "this CPU has no bfloat16 instructions and emulates them: a share of an emulation says nothing"
 
 
-def config(runs: Path, dtype: str, kind: str = "one_base", *, lean: bool = False) -> Any:
+def config(runs: Path, dtype: str, kind: str = "one_base", *, lean: bool = False, first_layer: int = 0) -> Any:
     from gad.config.run import RunConfig
 
-    tuning = {"kind": "full" if kind == "three_full" else "lora"}
+    tuning = {"kind": "full"} if kind == "three_full" else {"kind": "lora", "first_layer": first_layer}
     model = {"model": MODEL, "tuning": tuning, "dtype": dtype, "gradient_checkpointing": lean}
     optimizer = {"learning_rate": 1e-5, "max_grad_norm": 1.0}
     return RunConfig.model_validate(
@@ -191,6 +194,39 @@ def memory(kind: str) -> dict[str, Any]:
     return {"imports": imports, "loaded": loaded, "sampled": sampled, "discriminator": judged, "step": _peak_mb()}
 
 
+def common(first_layer: int, rounds: int = 3) -> dict[str, Any]:
+    """CPU seconds of each update (the median), trained weights, and how much memory the updates take."""
+    import torch
+
+    from gad.training import losses
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as runs:
+        shop, student, discriminator = shop_and_players(config(Path(runs), "float32", first_layer=first_layer))
+        made, objective = groups(shop.codec), shop.objective()
+        loaded, seconds = _peak_mb(), []
+        for _ in range(rounds):
+            started = time.process_time()
+            rewards_PG, _ = discriminator.update(made)
+            between = time.process_time()
+            advantages_PG = losses.advantages(shop._config.adversarial.advantages, rewards_PG)
+            student.update(made, advantages_PG, objective)
+            seconds.append((between - started, time.process_time() - between))
+    judged, taught = zip(*seconds, strict=True)
+    return {
+        "discriminator_seconds": median(judged),
+        "student_seconds": median(taught),
+        "adapter_weights": sum(weight.numel() for weight in student.member.parameters()),
+        "updates_mb": _peak_mb() - loaded,
+        "rows": [list(each) for each in seconds],
+    }
+
+
+def commons() -> dict[str, Any]:
+    """What `tuning.first_layer` saves, as the results file has it."""
+    return {"common": {"model": MODEL, "by_first_layer": {name: measure(["common", name]) for name in FIRST_LAYERS}}}
+
+
 def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -237,4 +273,5 @@ def memories() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(share(sys.argv[2]) if sys.argv[1] == "share" else memory(sys.argv[2])))
+    what, of = sys.argv[1:]
+    print(json.dumps(common(int(of)) if what == "common" else share(of) if what == "share" else memory(of)))

@@ -1,11 +1,11 @@
 """Floating-point operations of a step, by arithmetic from lengths. Imports nothing heavy.
 
 What is counted is the least that the mathematics asks for: each prompt once per group, no padding, of attention only
-the pairs that see each other, of the last layer's queries and MLP only those of tokens that are read, nothing backwards
-below the first layer that is trained, nothing that activation checkpointing computes again. So the same step has the same count
-in every layout, and its share of what the machine could do in the same time is the model FLOPs utilisation. Matrix
-products alone are counted, a multiplication with its addition as two; norms, activations, softmax and the optimizer are
-not.
+the pairs that see each other, of the last layer's queries and MLP those of tokens that are read, nothing backwards
+below the first layer that is trained, nothing that activation checkpointing computes again. So the same step has the
+same count in every layout, and its share of what the machine could do in the same time is the model FLOPs utilisation.
+Matrix products alone are counted, a multiplication with its addition as two; norms, activations, softmax and the
+optimizer are not.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which linear layers get adapters, and adapted layers with fewer passes over memory than peft's.
 
-peft adds its update in steps of their own: it computes `base(x) + up(down(x)) * scaling`: the update, its scaling and the sum each read and write a matrix as
-large as the layer's output, in both directions, and autograd sums two gradients by x. Here the update is accumulated
-into the product that is there already.
+peft adds its update in steps of their own, `base(x) + up(down(x)) * scaling`: the update, its scaling and the sum each
+read and write a matrix as large as the layer's output, in both directions, and autograd sums two gradients by x. Here
+the update is accumulated into the product that is there already.
 
 N rows, K inputs, M outputs, R rank.
 """
@@ -55,7 +55,7 @@ class Adapters:
         }
 
     def _upper(self) -> tuple[str, ...]:
-        """Full names of the linear layers from `first_layer` on. Raises ModelError where the model has no such layer."""
+        """Full names of the linear layers from `first_layer` on. Raises ModelError where there is no such layer."""
         backbone: Any = getattr(self._model, self._model.base_model_prefix)
         first, targets = self._lora.first_layer, self._lora.targets
         if first >= len(backbone.layers):

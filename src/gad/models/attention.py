@@ -42,7 +42,7 @@ class Plan(Protocol):
 
 
 class Carried:
-    """What goes through a model beside its states. No dataclass: FSDP looks into those, copies them, hooks their tensors.
+    """What goes through a model beside its states. No dataclass: FSDP looks into those and hooks their tensors.
 
     read_N: flat places in (rows, tokens) of the states that somebody will read, None for all (`views.narrowed`).
     below_RTH: states to go on from (`views.above`).

@@ -19,7 +19,7 @@ from gad.models.packed import Packed
 CHUNK = 128
 """Rows of logits that exist at a time. Few enough that glibc keeps the memory of a chunk for the next one (32 MiB)."""
 WORTH = 0.75
-"""A narrowed layer is computed for what is read where that is at most this share of the tokens: picking them is a copy."""
+"""A narrowed layer computes what is read where that is at most this share of the tokens: picking them is a copy."""
 
 
 def run(

@@ -21,7 +21,7 @@ from gad.config.models import Full, Lora, Tuning
 from gad.crew import ALONE, Crew, Here, everywhere
 from gad.errors import ModelError
 from gad.layouts import LayoutName, TokenBatch
-from gad.models import views
+from gad.models import norm, views
 from gad.models.adapter import Adapters, fuse
 from gad.models.forward import Below
 from gad.models.linear import speed_up
@@ -56,6 +56,7 @@ class Network:
         else:
             model.requires_grad_(False)
         speed_up(model)
+        norm.speed_up(model)
         if gradient_checkpointing:
             _recompute_activations(model)
             model.train()

@@ -3,7 +3,7 @@
     first(backbone, n)     the first n layers, then the final norm
     below(backbone, n)     the first n layers alone
     above(backbone, n)     the others, from states that `below` gave
-    narrowed(backbone)     in the last layer only what is read: of all other tokens only keys and values are needed there
+    narrowed(backbone)     in the last layer what is read alone: of all other tokens it needs keys and values only
 
 A view shares every weight and every hook with its model. What differs from pass to pass (the states to go on from, the
 tokens that are read) travels with the attention plan, so that it is there again when activations are recomputed.
@@ -73,7 +73,7 @@ def _layers(backbone: nn.Module) -> list[nn.Module]:
 
 
 def can_narrow(layer: Any) -> bool:
-    """Whether a layer has attention with a projection of its own for queries, and an MLP that takes each token by itself: what `narrowed` knows."""
+    """Whether `narrowed` knows the layer: queries have a projection of their own, the MLP takes tokens one by one."""
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     return all(isinstance(getattr(attention, name, None), nn.Module) for name in ("q_proj", "o_proj")) and all(
         isinstance(getattr(mlp, name, None), nn.Module) for name in ("gate_proj", "up_proj", "down_proj")
