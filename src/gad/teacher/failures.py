@@ -50,6 +50,7 @@ CONTENT_FILTER = "content filter"
 TOO_LONG = "prompt too long"
 UNREACHABLE = "unreachable"
 NO_API = "no API there"
+NOT_FOUND = "not found"
 _FILTERED = re.compile(
     r"content[_ -]?filter|content management policy|moderation|flagged|safety system|usage polic", re.I
 )
@@ -103,7 +104,7 @@ def _refused(status: int, message: str, said: str) -> Failure:
     if status == 403:
         return Failure("not permitted", text, Next.STOP)
     if status in (404, 405) or _NO_MODEL.search(said):
-        return Failure("not found", text, Next.STOP)
+        return Failure(NOT_FOUND, text, Next.STOP)
     return Failure("bad request", text, Next.GIVE_UP)
 
 
