@@ -73,7 +73,7 @@ def client(port: int, prompts: int, **job: Any) -> dict[str, Any]:
     """A process of its own; what it measured of itself."""
     text = json.dumps({"port": port, "prompts": prompts, "cpu": None if CORES is None else CORES[0], **job})
     done = subprocess.run(
-        [sys.executable, "-m", "bench.collector", text], cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, "-m", "bench.collector", text], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
     )
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
@@ -189,7 +189,7 @@ PARTS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
     "rate": rates,
     "floor": floor,
     "open": lambda scale: [open_row(1_000_000 // scale)],
-    "memory": lambda scale: [memory_row(20_000 // scale), memory_row(200_000 // scale)],
+    "memory": lambda scale: [memory_row(max(3_000, n // scale)) for n in (20_000, 200_000)],
 }
 
 
