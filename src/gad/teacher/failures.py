@@ -103,8 +103,10 @@ def _refused(status: int, message: str, said: str) -> Failure:
         return Failure("out of credit", text, Next.STOP)
     if status == 403:
         return Failure("not permitted", text, Next.STOP)
-    if status in (404, 405) or _NO_MODEL.search(said):
+    if _NO_MODEL.search(said):
         return Failure(NOT_FOUND, text, Next.STOP)
+    if status in (404, 405):
+        return Failure(NOT_FOUND, f"{text} (is base_url right, up to /v1?)", Next.STOP)
     return Failure("bad request", text, Next.GIVE_UP)
 
 
