@@ -41,12 +41,12 @@ CORES = (_ALLOWED[0], _ALLOWED[-1]) if len(_ALLOWED) > 1 else None
 
 
 @contextmanager
-def provider(latency: float, per_minute: float, *, headers: bool) -> Iterator[int]:
+def provider(latency: float, per_minute: float, *, headers: bool, chunks: bool = False) -> Iterator[int]:
     """A server in a process of its own; yields its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    arguments = [str(port), str(latency), str(per_minute), str(BURST_SECONDS), str(int(headers))]
+    arguments = [str(port), str(latency), str(per_minute), str(BURST_SECONDS), str(int(headers)), str(int(chunks))]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "bench" / "provider.py"), *arguments], stdout=subprocess.PIPE, text=True
     )
@@ -79,16 +79,22 @@ def client(port: int, prompts: int, **job: Any) -> dict[str, Any]:
     return measured
 
 
-def rate_row(prompts: int, *, headers: bool, limits: dict[str, Any]) -> dict[str, Any]:
+def rate_row(prompts: int, *, headers: bool, limits: dict[str, Any], chunks: bool = False) -> dict[str, Any]:
     """One run against the limit."""
     with (
-        provider(LATENCY_SECONDS, TOKENS_PER_MINUTE, headers=headers) as port,
+        provider(LATENCY_SECONDS, TOKENS_PER_MINUTE, headers=headers, chunks=chunks) as port,
         tempfile.TemporaryDirectory() as folder,
     ):
         row = client(port, prompts, folder=folder, limits=limits)
         kept = books(port)
     told = "headers" if headers else "run file" if limits else "neither"
-    return {"limit_from": told, **row, **kept, "share_of_ideal_rate": kept["tokens"] / kept["tokens_allowed"]}
+    return {
+        "limit_from": told,
+        "bodies": "in chunks" if chunks else "of stated length",
+        **row,
+        **kept,
+        "share_of_ideal_rate": kept["tokens"] / kept["tokens_allowed"],
+    }
 
 
 def write_ledger(path: Path, rows: int) -> int:
@@ -176,7 +182,7 @@ def rates(scale: int) -> list[dict[str, Any]]:
     prompts = max(600, 6000 // scale)
     return [
         rate_row(prompts, headers=True, limits={}),
-        rate_row(prompts, headers=False, limits={"tokens_per_minute": TOKENS_PER_MINUTE}),
+        rate_row(prompts, headers=False, limits={"tokens_per_minute": TOKENS_PER_MINUTE}, chunks=True),
         rate_row(prompts, headers=False, limits={}),
     ]
 
