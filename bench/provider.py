@@ -4,8 +4,8 @@
 
 Replies are log-normal: latency with a 95th percentile of about 3 times the median, length with a mean of about 300
 tokens. The limit is a bucket that starts full with BURST_SECONDS of tokens; a request takes its prompt's and its
-reply's tokens when it comes in, or gets a 429. TOKENS_PER_MINUTE 0 means none. HEADERS 1 tells of the limit in headers. CHUNKS 1
-sends bodies in chunks, without their length.
+reply's tokens when it comes in, or gets a 429. TOKENS_PER_MINUTE 0 means none. HEADERS 1 tells of the limit in
+headers, CHUNKS 1 sends bodies in chunks, without their length.
 GET /books answers with what was asked, granted and refused.
 """
 
