@@ -1,9 +1,11 @@
 """The collector's speed: share of the rate that a limit allows, CPU a request, opening a ledger, memory.
 
-    python -m bench.collect [--quick] [--only rate|open|memory]
+    python -m bench.collect [--quick] [--only rate|floor|open|memory]
 
-Writes bench/results/collect.json. Server and client share the machine; the client runs in a process of its own, whose
-CPU time and peak memory are counted, imports left out of the former.
+Writes bench/results/collect.json. Server and client share the machine, each on a core of its own where there are two;
+the client is a process of its own (`bench.collector`), whose CPU time and peak memory are counted. CPU time a request
+is that of the steady part of a run; `cpu_ms_per_request` of a row is that of all of it, from opening the ledger to
+writing teacher.jsonl, without the import of `openai`. The floor is `openai` alone, side by side.
 """
 
 from __future__ import annotations
@@ -28,26 +30,31 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "collect.json"
-IN_FLIGHT = 256
 TOKENS_PER_MINUTE = 2_700_000
-"""About 120 requests a second of the server's mean 375 tokens: 1.25 s of mean latency keep 150 of them under way."""
+TOKENS_PER_REQUEST = 378
+"""About 120 requests a second of the server's mean: 1.25 s of mean latency keep 150 of them under way."""
 LATENCY_SECONDS = 1.0
 BURST_SECONDS = 2.0
+_ALLOWED = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+CORES = (_ALLOWED[0], _ALLOWED[-1]) if len(_ALLOWED) > 1 else None
+"""The client's and the server's: a provider does not share a core's caches with its clients."""
 
 
 @contextmanager
-def provider(latency: float, per_minute: float, *, headers: bool) -> Iterator[int]:
+def provider(latency: float, per_minute: float, *, headers: bool, chunks: bool = False) -> Iterator[int]:
     """A server in a process of its own; yields its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    arguments = [str(port), str(latency), str(per_minute), str(BURST_SECONDS), str(int(headers))]
+    arguments = [str(port), str(latency), str(per_minute), str(BURST_SECONDS), str(int(headers)), str(int(chunks))]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "bench" / "provider.py"), *arguments], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
+        if CORES is not None:
+            os.sched_setaffinity(process.pid, {CORES[1]})
         yield port
     finally:
         process.terminate()
@@ -62,65 +69,32 @@ def books(port: int) -> dict[str, Any]:
     return found
 
 
-def client(port: int, prompts: int, folder: Path, **limits: Any) -> dict[str, Any]:
-    """Collect in a process of its own; what it measured of itself."""
-    job = json.dumps({"port": port, "prompts": prompts, "folder": str(folder), "limits": limits})
+def client(port: int, prompts: int, **job: Any) -> dict[str, Any]:
+    """A process of its own; what it measured of itself."""
+    text = json.dumps({"port": port, "prompts": prompts, "cpu": None if CORES is None else CORES[0], **job})
     done = subprocess.run(
-        [sys.executable, "-m", "bench.collect", "--client", job], cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, "-m", "bench.collector", text], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
     )
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
 
-def as_client(job: dict[str, Any]) -> None:
-    """The client's process: prints its own measurements."""
-    import resource
-
-    import openai  # noqa: F401  (its import is not the collector's work)
-
-    from gad.config.data import Filters
-    from gad.config.teacher import TeacherConfig
-    from gad.progress import Lines
-    from gad.records import Prompt
-    from gad.stages.collect_api import collect
-
-    config = TeacherConfig.model_validate(
-        {
-            "endpoint": {"base_url": f"http://127.0.0.1:{job['port']}/v1", "api_key_env": None},
-            "model": "teacher",
-            "prices": {"usd_per_million_input": 2.5, "usd_per_million_output": 10.0},
-            "limits": {"concurrency": IN_FLIGHT, **job["limits"]},
-        }
-    )
-    prompts = [Prompt.from_text(f"p{n}", f"{n}: {'some words of a question ' * 11}") for n in range(job["prompts"])]
-    before_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    wall, cpu = time.monotonic(), time.process_time()
-    summary = collect(config, {"train": prompts}, Path(job["folder"]), filters=Filters(), progress=Lines())
-    wall, cpu = time.monotonic() - wall, time.process_time() - cpu
-    measured = {
-        "prompts": job["prompts"],
-        "wall_seconds": wall,
-        "cpu_ms_per_request": 1e3 * cpu / job["prompts"],
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "rss_mb_before": before_rss,
-        "kept": summary.kept,
-        "missing": summary.missing,
-        "refused_429": summary.refused_429,
-        "spent_usd": summary.spent_usd,
-    }
-    print(json.dumps(measured))
-
-
-def rate_row(prompts: int, *, headers: bool, limits: dict[str, Any]) -> dict[str, Any]:
+def rate_row(prompts: int, *, headers: bool, limits: dict[str, Any], chunks: bool = False) -> dict[str, Any]:
     """One run against the limit."""
     with (
-        provider(LATENCY_SECONDS, TOKENS_PER_MINUTE, headers=headers) as port,
+        provider(LATENCY_SECONDS, TOKENS_PER_MINUTE, headers=headers, chunks=chunks) as port,
         tempfile.TemporaryDirectory() as folder,
     ):
-        row = client(port, prompts, Path(folder), **limits)
+        row = client(port, prompts, folder=folder, limits=limits)
         kept = books(port)
     told = "headers" if headers else "run file" if limits else "neither"
-    return {"limit_from": told, **row, **kept, "share_of_ideal_rate": kept["tokens"] / kept["tokens_allowed"]}
+    return {
+        "limit_from": told,
+        "bodies": "in chunks" if chunks else "of stated length",
+        **row,
+        **kept,
+        "share_of_ideal_rate": kept["tokens"] / kept["tokens_allowed"],
+    }
 
 
 def write_ledger(path: Path, rows: int) -> int:
@@ -165,7 +139,13 @@ def open_row(rows: int) -> dict[str, Any]:
 def memory_row(prompts: int) -> dict[str, Any]:
     """A whole collection without a limit, the prompts a list in memory."""
     with provider(0.1, 0.0, headers=False) as port, tempfile.TemporaryDirectory() as folder:
-        return client(port, prompts, Path(folder))
+        return client(port, prompts, folder=folder, limits={})
+
+
+def bare_row(prompts: int, rate: float) -> dict[str, Any]:
+    """The floor: `openai` alone against the same server, without a limit, at the rate that the limit allows."""
+    with provider(LATENCY_SECONDS, 0.0, headers=True) as port:
+        return {"client": "openai alone", **client(port, prompts, bare=True, rate=rate), **books(port)}
 
 
 def about() -> dict[str, Any]:
@@ -187,13 +167,9 @@ def _lines(path: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--client", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="a hundredth of the work; results are not written")
     parser.add_argument("--only", choices=PARTS, action="append", help="these parts; the file keeps the others' rows")
     arguments = parser.parse_args()
-    if arguments.client:
-        as_client(json.loads(arguments.client))
-        return
     scale = 100 if arguments.quick else 1
     for name in arguments.only or PARTS:
         rows = {name: [{**row, **about()} for row in PARTS[name](scale)]}
@@ -206,15 +182,20 @@ def rates(scale: int) -> list[dict[str, Any]]:
     prompts = max(600, 6000 // scale)
     return [
         rate_row(prompts, headers=True, limits={}),
-        rate_row(prompts, headers=False, limits={"tokens_per_minute": TOKENS_PER_MINUTE}),
+        rate_row(prompts, headers=False, limits={"tokens_per_minute": TOKENS_PER_MINUTE}, chunks=True),
         rate_row(prompts, headers=False, limits={}),
     ]
 
 
+def floor(scale: int) -> list[dict[str, Any]]:
+    return [bare_row(max(600, 3000 // scale), rate=TOKENS_PER_MINUTE / 60 / TOKENS_PER_REQUEST)]
+
+
 PARTS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
     "rate": rates,
+    "floor": floor,
     "open": lambda scale: [open_row(1_000_000 // scale)],
-    "memory": lambda scale: [memory_row(20_000 // scale), memory_row(200_000 // scale)],
+    "memory": lambda scale: [memory_row(max(3_000, n // scale)) for n in (20_000, 200_000)],
 }
 
 
@@ -225,7 +206,10 @@ def write(rows: dict[str, list[dict[str, Any]]]) -> None:
     figures: dict[str, float] = {}
     if "rate" in rows:
         figures["share_of_ideal_rate"] = rows["rate"][0]["share_of_ideal_rate"]
-        figures["client_cpu_ms_per_request"] = rows["rate"][0]["cpu_ms_per_request"]
+        figures["client_cpu_ms_per_request"] = rows["rate"][0]["steady_cpu_ms_per_request"]
+        figures["client_cpu_ms_per_request_whole_run"] = rows["rate"][0]["cpu_ms_per_request"]
+    if "floor" in rows:
+        figures["bare_openai_cpu_ms_per_request"] = rows["floor"][0]["steady_cpu_ms_per_request"]
     if "open" in rows:
         figures["ledger_open_seconds_1m_rows"] = statistics.median(rows["open"][0]["seconds"])
     if "memory" in rows:

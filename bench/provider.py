@@ -1,10 +1,11 @@
 """A chat completions server for benchmarks: latencies spread like a provider's, a limit on tokens a minute, books kept.
 
-    python bench/provider.py PORT LATENCY_SECONDS TOKENS_PER_MINUTE BURST_SECONDS HEADERS
+    python bench/provider.py PORT LATENCY_SECONDS TOKENS_PER_MINUTE BURST_SECONDS HEADERS CHUNKS
 
 Replies are log-normal: latency with a 95th percentile of about 3 times the median, length with a mean of about 300
 tokens. The limit is a bucket that starts full with BURST_SECONDS of tokens; a request takes its prompt's and its
-reply's tokens when it comes in, or gets a 429. TOKENS_PER_MINUTE 0 means none. HEADERS 1 tells of the limit in headers.
+reply's tokens when it comes in, or gets a 429. TOKENS_PER_MINUTE 0 means none. HEADERS 1 tells of the limit in
+headers, CHUNKS 1 sends bodies in chunks, without their length.
 GET /books answers with what was asked, granted and refused.
 """
 
@@ -23,8 +24,8 @@ TEXT = "word " * 4000
 class Books:
     """The server's state."""
 
-    def __init__(self, latency: float, per_minute: float, burst: float, headers: bool) -> None:
-        self.latency, self.rate, self.headers = latency, per_minute / 60.0, headers
+    def __init__(self, latency: float, per_minute: float, burst: float, headers: bool, chunks: bool) -> None:
+        self.latency, self.rate, self.headers, self.chunks = latency, per_minute / 60.0, headers, chunks
         self.capacity = self.level = self.rate * burst
         self.time = time.monotonic()
         self.random = random.Random(0)
@@ -111,18 +112,17 @@ class Connection(asyncio.Protocol):
         self._send(b"200 OK", body, told + b"x-request-id: req_0123456789abcdef\r\n")
 
     def _send(self, status: bytes, body: bytes, headers: bytes = b"") -> None:
-        head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\n%scontent-length: %d\r\n\r\n" % (
-            status,
-            headers,
-            len(body),
-        )
+        length = b"content-length: %d" % len(body)
+        if self.books.chunks and status.startswith(b"200"):
+            length, body = b"transfer-encoding: chunked", b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+        head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\n%s%s\r\n\r\n" % (status, headers, length)
         if not self.transport.is_closing():
             self.transport.write(head + body)
 
 
 async def main() -> None:
-    port, latency, per_minute, burst, headers = sys.argv[1:]
-    Connection.books = Books(float(latency), float(per_minute), float(burst), headers == "1")
+    port, latency, per_minute, burst, headers, chunks = sys.argv[1:]
+    Connection.books = Books(float(latency), float(per_minute), float(burst), headers == "1", chunks == "1")
     server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", int(port), backlog=1024)
     print("ready", flush=True)
     await server.serve_forever()

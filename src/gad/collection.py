@@ -122,7 +122,10 @@ def _origin(name: str, prompts: Origin, bought: SetContents, folder: Path) -> tu
     without = {**bought.left_out, **{f"no reply: {reason}": each for reason, each in bought.given_up.items()}}
     if not bought.kept:
         reasons = ", ".join(f"{each.count} {reason}" for reason, each in without.items())
-        raise DataError(f"{name}: no reply can be used ({reasons}); the lists are in {folder / 'teacher'}")
+        raise DataError(
+            f"{name}: no reply can be used ({reasons}); the lists are in {folder / 'teacher'}. Replies are kept: "
+            "change data.filters and run `gad collect` again, which buys none twice, or take another `name` for others"
+        )
     examples = read_examples(path_of(name, folder))
     dropped = tuple(Dropped(reason, each.count, tuple(each.first)) for reason, each in without.items())
     origin = replace(prompts, dropped=(*prompts.dropped, *dropped), sha256=fingerprint(examples))

@@ -59,10 +59,16 @@ class _LineTask:
         if now < self._next and self._done < self._total:
             return
         self._next = now + SECONDS_BETWEEN_LINES
+        print(f"{self._title}: {self._done}/{self._total}  {note}{self._ending(now)}", file=sys.stderr, flush=True)
+
+    def _ending(self, now: float) -> str:
+        """The time it took, or the time that is left; nothing where no step says how long one takes."""
         spent = now - self._started
-        left = spent / max(1, self._done - self._first) * (self._total - self._done)
-        ending = f"in {_clock(spent)}" if self._done >= self._total else f"{_clock(left)} left"
-        print(f"{self._title}: {self._done}/{self._total}  {note}  ({ending})", file=sys.stderr, flush=True)
+        if self._done >= self._total:
+            return f"  (in {_clock(spent)})"
+        if self._done == self._first:
+            return ""
+        return f"  ({_clock(spent / (self._done - self._first) * (self._total - self._done))} left)"
 
 
 def _clock(seconds: float) -> str:

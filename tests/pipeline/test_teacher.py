@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,32 @@ def test_a_stop_waits_for_replies_under_way_and_the_same_command_goes_on(
     assert len(ids(folder / "teacher.jsonl")) == 400
 
 
+def test_a_second_ctrl_c_gives_up_what_is_under_way_and_the_ledger_knows(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gad", "collect", str(tmp_path / "run.yaml")]
+    with Provider() as provider:
+        provider.gate.clear()
+        file = run_file(tmp_path, provider.url)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        while provider.books.asked.total() < 8:
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+        assert (process.returncode, "Traceback" in said) == (130, False), said
+        provider.gate.set()
+        code, lines, _ = gad("collect", file)
+    assert code == 0, lines
+    assert any("8 requests were under way when the last collection ended: possibly paid" in line for line in lines)
+    assert len(ids(tmp_path / "runs/bought/teacher.jsonl")) == 20
+
+
+def test_prices_that_are_not_known_are_said_to_be(tmp_path: Path, provider: Provider) -> None:
+    code, lines, _ = gad("collect", run_file(tmp_path, provider.url, prices=None))
+    assert (code, lines[0]) == (0, "teacher: prices are not known: costs are counted as 0")
+
+
 def test_parts_are_bought_side_by_side_and_come_together(tmp_path: Path, provider: Provider) -> None:
     file = run_file(tmp_path, provider.url)
     write_prompts(tmp_path / "train.jsonl", *range(40))
@@ -219,7 +246,9 @@ def test_what_may_change_and_until_when(tmp_path: Path, provider: Provider) -> N
     for change in FREE:
         assert gad("collect", file, change)[0] == 0
     for change in CHOSEN_ANEW:
-        assert "train: no reply can be used (20 " in failed(2, "collect", file, change)
+        message = failed(2, "collect", file, change)
+        assert "train: no reply can be used (20 " in message
+        assert "change data.filters and run `gad collect` again, which buys none twice" in message
         assert not (folder / "data.json").exists()
     assert gad("collect", file)[0] == 0
     assert gad("collect", file, "teacher.replies_per_prompt=2")[0] == 0

@@ -52,6 +52,13 @@ def test_the_pace_is_that_of_this_start(clock: Clock, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "warmup: 91/100    (9:00 left)\n"
 
 
+def test_no_time_is_made_up_before_the_first_step(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Lines().task("collect", 20, done=8) as task:
+        clock.now += 5
+        task.advance(0, "4 under way")
+    assert capsys.readouterr().err == "collect: 8/20  4 under way\n"
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (90061, "25:01:01")],

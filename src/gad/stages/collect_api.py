@@ -16,7 +16,8 @@ from gad.errors import GadError
 from gad.progress import Progress
 from gad.records import Prompt
 from gad.storage import write_json
-from gad.teacher.batch import held_by_batches, run_batches
+from gad.teacher.batch import run_batches
+from gad.teacher.batch_results import discard_planned, held_by_batches
 from gad.teacher.caller import ApiCaller, never
 from gad.teacher.client import Exchange, address
 from gad.teacher.files import Contents, Files
@@ -85,6 +86,7 @@ def collect(
             )
         )
         job = _Job(config, readable, caller, progress, shown, shard, retry_failed, stop)
+        discard_planned(config, caller)
         caller.purse.hold(held_by_batches(own))
         job.plan()
         failure: GadError | None = None
@@ -159,7 +161,8 @@ class _Job:
                 f"at most {usd(found.lost_usd)}; they are asked again"
             )
         if self._missing:
-            say(f"teacher: prices from {self.caller.prices.source}")
+            prices = self.caller.prices
+            say(f"teacher: prices {'are' if prices.prices is None else 'from'} {prices.source}")
 
     @property
     def _missing(self) -> int:

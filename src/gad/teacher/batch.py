@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from gad.config.teacher import AzureEndpoint, TeacherConfig
@@ -19,7 +18,7 @@ from gad.teacher.batch_results import BatchBook
 from gad.teacher.batch_state import DONE, Batch, BatchState
 from gad.teacher.caller import ApiCaller
 from gad.teacher.client import address, needed_key, new_client, proxy_for
-from gad.teacher.failures import of_status
+from gad.teacher.failures import NOT_FOUND, Next, of_status
 from gad.teacher.index import State
 from gad.teacher.money import too_expensive
 from gad.teacher.reading import Work, work_of
@@ -34,11 +33,14 @@ _PATIENCE = 10
 """Looks at a batch that may fail one after another."""
 _DOWNLOAD_BYTES = 2**31
 _QUEUE_FULL = "token_limit_exceeded"
+_GOES_ON = "Batches go on at the provider; run the same command again to go on"
+_NO_BATCHES = (
+    "Has this endpoint a Batch API (/files and /batches)? Without --batch the same requests are asked one by one"
+)
 
 
-def held_by_batches(folder: Path) -> float:
-    """USD that batches which are not done may cost."""
-    return sum(batch.usd for batch in BatchState(folder).open)
+class _Refused(TeacherError):
+    """The provider took note of a call and said no: nothing came of it."""
 
 
 def run_batches(
@@ -97,19 +99,15 @@ class _Batches:
 
     async def run(self) -> None:
         """Until every batch is done and no request is left."""
-        for batch in self._state.open:
-            if batch.step == "planned":
-                self._book.discard(self._state.keys(batch), "the collector ended before the batch was submitted")
-                self._close(batch)
         while not self._stop():
             for batch in self._state.open:
                 if batch.step != "created":
-                    await self._submit(batch)
+                    await self._try_to_submit(batch)
             while len(self._state.open) < self._config.batch.batches_at_once and not self._stop():
                 works = self._next_works() if self._error is None else []
                 if not works:
                     break
-                await self._submit(self._plan(works))
+                await self._try_to_submit(self._plan(works))
             self._show()
             if not self._state.open:
                 break
@@ -179,6 +177,15 @@ class _Batches:
     def _work(self, request: ApiRequest, key: str) -> Work:
         return work_of(self._config, self._caller.prices, request, key, batch=True)
 
+    async def _try_to_submit(self, batch: Batch) -> None:
+        """Submit; a batch that the provider refuses to make frees its requests."""
+        try:
+            await self._submit(batch)
+        except _Refused as error:
+            self._book.discard(self._state.keys(batch), str(error))
+            self._close(batch)
+            raise
+
     async def _submit(self, batch: Batch) -> None:
         """Upload and create, from whichever step the batch is at."""
         if batch.step == "planned":
@@ -187,7 +194,7 @@ class _Batches:
                 uploaded = await self._call(self._client.files.create(file=(name, file), purpose="batch"))
             batch = self._state.step(batch, "uploaded", file_id=uploaded.id)
         elif batch.step == "uploaded":
-            found = await self._find(batch)
+            found = await self._call(self._find(batch))
             if found is not None:
                 self._state.step(batch, "created", batch_id=found)
                 return
@@ -272,11 +279,12 @@ class _Batches:
             response = error.response
             failure = of_status(response.status_code, response.headers, response.content, time.time())
             text = f"{address(self._config)}: {failure}"
+            if failure.next in (Next.STOP, Next.GIVE_UP):
+                hint = _NO_BATCHES if failure.reason == NOT_FOUND else _GOES_ON
+                raise _Refused(f"{self._caller.scrub.text(text)}. {hint}") from None
         except openai.APIConnectionError as error:
             text = f"{address(self._config)} cannot be reached ({error.__cause__ or error})"
-        raise TeacherError(
-            f"{self._caller.scrub.text(text)}. Batches go on at the provider; run the same command again to go on"
-        )
+        raise TeacherError(f"{self._caller.scrub.text(text)}. {_GOES_ON}")
 
     async def _pause(self) -> None:
         until = time.monotonic() + self._config.batch.poll_seconds

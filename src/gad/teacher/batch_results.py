@@ -10,6 +10,7 @@ from typing import Any
 
 from gad.config.teacher import TeacherConfig
 from gad.errors import TeacherError
+from gad.teacher.batch_state import DONE, BatchState
 from gad.teacher.caller import ApiCaller
 from gad.teacher.failures import Failure, Next, of_malformed, of_status
 from gad.teacher.index import Entry, State
@@ -157,6 +158,24 @@ class BatchBook:
             else:
                 ledger.note(key, state, outcome=offset)
             offset += len(line)
+
+
+def held_by_batches(folder: Path) -> float:
+    """USD that batches which are not done may cost."""
+    return sum(batch.usd for batch in BatchState(folder).open)
+
+
+def discard_planned(config: TeacherConfig, caller: ApiCaller) -> None:
+    """Free the requests of batches that were planned and of which nothing was sent."""
+    state = BatchState(caller.ledger.folder)
+    try:
+        for batch in state.open:
+            if batch.step == "planned":
+                why = "the collector ended before the batch was submitted"
+                BatchBook(config, caller).discard(state.keys(batch), why)
+                state.step(batch, DONE)
+    finally:
+        state.close()
 
 
 def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from gad.errors import TeacherError
 from gad.teacher.client import Exchange, OpenAIExchange, key_in, needed_key
 from gad.teacher.desk import Desk
 from gad.teacher.dispatch import Dispatch
+from gad.teacher.gathering import run
 from gad.teacher.ledger import Ledger, Totals
 from gad.teacher.ledger_file import disk_errors
 from gad.teacher.money import Bill, PriceList, Purse, prices_of
@@ -114,7 +115,7 @@ class ApiCaller:
         def work() -> None:
             try:
                 with disk_errors(self.ledger.folder):
-                    asyncio.run(_run(desk, requests, retry_failed, abandon, close=self._exchange is None))
+                    run(_run(desk, requests, retry_failed, abandon, close=self._exchange is None))
             except BaseException as error:
                 arrived.put(_End(error))
             else:

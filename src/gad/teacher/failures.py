@@ -50,6 +50,7 @@ CONTENT_FILTER = "content filter"
 TOO_LONG = "prompt too long"
 UNREACHABLE = "unreachable"
 NO_API = "no API there"
+NOT_FOUND = "not found"
 _FILTERED = re.compile(
     r"content[_ -]?filter|content management policy|moderation|flagged|safety system|usage polic", re.I
 )
@@ -102,8 +103,10 @@ def _refused(status: int, message: str, said: str) -> Failure:
         return Failure("out of credit", text, Next.STOP)
     if status == 403:
         return Failure("not permitted", text, Next.STOP)
-    if status in (404, 405) or _NO_MODEL.search(said):
-        return Failure("not found", text, Next.STOP)
+    if _NO_MODEL.search(said):
+        return Failure(NOT_FOUND, text, Next.STOP)
+    if status in (404, 405):
+        return Failure(NOT_FOUND, f"{text} (is base_url right, up to /v1?)", Next.STOP)
     return Failure("bad request", text, Next.GIVE_UP)
 
 

@@ -2,7 +2,7 @@
 
 `httpx2` builds and reads a request through layers that serve redirects, cookies, authentication, pools and several
 event loops, none of which is used here. This puts a client of its own beneath the `openai` package: requests and
-responses are httpx2's, `h11` reads and writes the bytes, and the connection that was used last is used first.
+responses are httpx2's, `gad.teacher.http1` makes bytes of them, and the connection that was used last is used first.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
-import h11
 import httpx2
 
 from gad.teacher.failures import TooLarge
+from gad.teacher.http1 import COMPRESSED, Connection, Headers, head_of, validate
 
 CONNECT_SECONDS = 15.0
 """For a name to be found and a connection to be made; what fails here was not sent, and cost nothing."""
@@ -25,8 +25,8 @@ _KEEP_SECONDS = 20.0
 """An idle connection is closed before the usual servers do (60 s and more), so that no request meets its end."""
 _HAPPY_EYEBALLS_SECONDS = 0.25
 """RFC 8305's pause before another address is tried."""
-_COMPRESSED = 64
-"""A compressed response may grow so many times; it was asked for uncompressed."""
+_ENCODING = "iso-8859-1"
+"""Of headers, in which every byte has a meaning; left to guess, httpx2 tries others at every question."""
 
 
 def pooled_client(connections: int, max_bytes: int, proxy: str | None) -> httpx2.AsyncClient:
@@ -47,7 +47,13 @@ class DirectClient(httpx2.AsyncClient):
         self._tls = ssl.create_default_context()
         self._tls.set_alpn_protocols(["http/1.1"])
         self._urls: dict[tuple[str, str], httpx2.URL] = {}
-        self._free: list[_Connection] = []
+        self._free: list[Connection] = []
+        self._validated: bytes | None = None
+
+    @staticmethod
+    def another(first: httpx2.Request, content: bytes) -> httpx2.Request:
+        """A request that differs from `first` by its body; the body's length is stated when it is sent."""
+        return httpx2.Request(first.method, first.url, headers=first.headers, stream=httpx2.ByteStream(content))
 
     def build_request(
         self, method: str, url: Any, *, content: Any = None, headers: Any = None, params: Any = None, **_: Any
@@ -60,10 +66,14 @@ class DirectClient(httpx2.AsyncClient):
         return httpx2.Request(method, parsed, content=content, headers=headers)
 
     async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
-        """Send a request and read the whole response."""
+        """Send a POST and read the whole response."""
+        start = head_of(request)
+        if start != self._validated:
+            validate(request)
+            self._validated = start
         connection = self._idle() or await self._connect(request.url)
         try:
-            head, body = await connection.exchange(request, self._max_bytes)
+            status, headers, body = await connection.exchange(start, request.read(), self._max_bytes)
         except BaseException:
             connection.abort()
             raise
@@ -72,12 +82,9 @@ class DirectClient(httpx2.AsyncClient):
             self._free.append(connection)
         else:
             connection.abort()
-        try:
-            return httpx2.Response(head.status_code, headers=list(head.headers), content=body, request=request)
-        except httpx2.DecodingError as error:
-            raise httpx2.RemoteProtocolError(str(error), request=request) from error
+        return _response(status, headers, body, request)
 
-    def _idle(self) -> _Connection | None:
+    def _idle(self) -> Connection | None:
         while self._free:
             connection = self._free.pop()
             if connection.may_go_on and time.monotonic() < connection.idle_since + _KEEP_SECONDS:
@@ -85,14 +92,14 @@ class DirectClient(httpx2.AsyncClient):
             connection.abort()
         return None
 
-    async def _connect(self, url: httpx2.URL) -> _Connection:
+    async def _connect(self, url: httpx2.URL) -> Connection:
         tls = self._tls if url.scheme == "https" else None
         port = url.port or (80 if tls is None else 443)
         loop, delay = asyncio.get_running_loop(), _HAPPY_EYEBALLS_SECONDS
         try:
             async with asyncio.timeout(self._connect_seconds):
                 _, connection = await loop.create_connection(
-                    _Connection, url.host, port, ssl=tls, happy_eyeballs_delay=delay
+                    Connection, url.host, port, ssl=tls, happy_eyeballs_delay=delay
                 )
         except TimeoutError as error:
             raise httpx2.ConnectTimeout(f"no connection within {self._connect_seconds:g} s") from error
@@ -109,99 +116,34 @@ class DirectClient(httpx2.AsyncClient):
         await super().aclose()
 
 
-class _Connection(asyncio.Protocol):
-    """One connection, one exchange after another."""
+class _Read(httpx2.Response):
+    """A response whose whole body is here, as it was sent. httpx2's own takes it through decoders and iterators."""
 
-    idle_since = 0.0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._http = h11.Connection(h11.CLIENT)
-        self._waiting: asyncio.Future[tuple[h11.Response, bytes]] | None = None
-        self._open = True
+    def __init__(self, status: int, headers: Headers, body: bytes, request: httpx2.Request) -> None:
+        super().__init__(status, headers=headers, stream=httpx2.ByteStream(body), request=request)
+        self._body = body
 
     @property
-    def may_go_on(self) -> bool:
-        """Whether another request can be sent."""
-        return self._open and self._http.our_state is h11.IDLE
+    def content(self) -> bytes:
+        return self._body
 
-    async def exchange(self, request: httpx2.Request, max_bytes: int) -> tuple[h11.Response, bytes]:
-        """Send a request; the head of the response and its body."""
-        http = self._http
-        self._head: h11.Response | None = None
-        self._body: list[bytes] = []
-        self._left = max_bytes
-        self._waiting = asyncio.get_running_loop().create_future()
+    def read(self) -> bytes:
+        return self._body
+
+    async def aread(self) -> bytes:
+        return self._body
+
+
+def _response(status: int, headers: Headers, body: bytes, request: httpx2.Request) -> httpx2.Response:
+    if all(name != b"content-encoding" for name, _ in headers):
+        response: httpx2.Response = _Read(status, headers, body, request)
+    else:
         try:
-            head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
-            sent = [http.send(head), http.send(h11.Data(data=request.content)), http.send(h11.EndOfMessage())]
-        except h11.LocalProtocolError as error:
-            raise httpx2.LocalProtocolError(str(error)) from error
-        self._transport.write(b"".join(part for part in sent if part))
-        try:
-            return await self._waiting
-        finally:
-            self._waiting = None
-
-    def data_received(self, data: bytes) -> None:
-        self._receive(data)
-
-    def eof_received(self) -> None:
-        self._receive(b"")
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._open = False
-        self._fail(httpx2.ReadError(str(error) if error else "the server closed the connection"))
-
-    def _receive(self, data: bytes) -> None:
-        """Take in bytes, or (empty) the end of the stream, which ends a body without a length."""
-        if self._waiting is None:
-            # Nothing was asked: whatever this is, the connection is of no more use.
-            self.abort()
-            return
-        if not data and self._head is None:
-            self._fail(httpx2.ReadError("the server closed the connection without an answer"))
-            return
-        try:
-            self._http.receive_data(data)
-            while self._take(self._http.next_event()):
-                pass
-        except h11.RemoteProtocolError as error:
-            self._fail(httpx2.RemoteProtocolError(str(error)))
-
-    def _take(self, event: Any) -> bool:
-        """Whether there may be more."""
-        if isinstance(event, h11.Data):
-            self._body.append(bytes(event.data))
-            self._left -= len(event.data)
-            if self._left < 0:
-                self._fail(TooLarge())
-                self.abort()
-        elif isinstance(event, h11.Response):
-            self._head = event
-            encoded = any(name == b"content-encoding" and value != b"identity" for name, value in event.headers)
-            self._left //= _COMPRESSED if encoded else 1
-        elif isinstance(event, h11.EndOfMessage):
-            self._done()
-            return False
-        return event is not h11.NEED_DATA and self._open
-
-    def _done(self) -> None:
-        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
-            self._http.start_next_cycle()
-        if self._waiting is not None and not self._waiting.done():
-            assert self._head is not None
-            self._waiting.set_result((self._head, b"".join(self._body)))
-
-    def _fail(self, error: Exception) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(error)
-
-    def abort(self) -> None:
-        """Close at once."""
-        self._open = False
-        self._transport.abort()
+            response = httpx2.Response(status, headers=headers, content=body, request=request)
+        except httpx2.DecodingError as error:
+            raise httpx2.RemoteProtocolError(str(error), request=request) from error
+    response.headers.encoding = _ENCODING
+    return response
 
 
 class _Body(httpx2.AsyncByteStream):
@@ -243,7 +185,7 @@ class _Fan(httpx2.AsyncBaseTransport):
             self._free.append(transport)
             raise
         plain = response.headers.get("content-encoding", "identity") == "identity"
-        limit = self._max_bytes if plain else self._max_bytes // _COMPRESSED
+        limit = self._max_bytes if plain else self._max_bytes // COMPRESSED
         response.stream = _Body(response.stream, limit, partial(self._free.append, transport))
         return response
 

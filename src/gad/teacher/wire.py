@@ -192,6 +192,8 @@ def _name(value: Any) -> str | None:
 
 def visible(text: str) -> str:
     """On one line; what a terminal would obey, what cannot be seen and half characters are written out (\\x1b)."""
+    if text.isprintable() and " " not in text:
+        return text
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in " ".join(text.split())
     )

@@ -17,6 +17,7 @@ class BatchProvider(Provider):
 
     fates: what becomes of a request of the user's text, the first time: "server error", "bad request", "expired",
     "missing", "no choices" (which is paid for), "nonsense".
+    without: "files" or "batches", which this provider has not. list_status: of listing batches.
     lose: POST /v1/batches creates a batch and answers nothing, so many times.
     """
 
@@ -26,6 +27,8 @@ class BatchProvider(Provider):
         self.fates: dict[str, str] = {}
         self.lose = 0
         self.reject: str | None = None
+        self.without: str | None = None
+        self.list_status = 200
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.looks: Counter[str] = Counter()
@@ -34,6 +37,9 @@ class BatchProvider(Provider):
     async def answer(self, route: str, headers: dict[str, str], content: bytes, writer: asyncio.StreamWriter) -> bool:
         method, path = route.split(" ")
         name = path.split("?")[0].removeprefix("/v1/")
+        if name == self.without:
+            await send(writer, 404, error("no such route"))
+            return True
         if name == "files":
             boundary = re.search("boundary=(.*)", headers["content-type"]).group(1).encode()  # type: ignore[union-attr]
             part = next(p for p in content.split(b"--" + boundary) if b'name="file"' in p)
@@ -56,6 +62,9 @@ class BatchProvider(Provider):
             if self.lose:
                 self.lose -= 1
                 return False
+        elif name == "batches" and self.list_status != 200:
+            await send(writer, self.list_status, error("busy"))
+            return True
         elif name == "batches":
             body = {"object": "list", "data": list(reversed(self.batches.values())), "has_more": False}
         elif name.removeprefix("batches/") in self.batches:

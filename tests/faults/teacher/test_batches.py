@@ -22,7 +22,7 @@ from faults.teacher.collecting import (
     run,
     with_tests_on_the_path,
 )
-from faults.teacher.provider import KEY
+from faults.teacher.provider import KEY, Provider
 from gad.config.teacher import TeacherConfig
 from gad.errors import TeacherError
 
@@ -125,6 +125,41 @@ def test_a_batch_that_is_refused_shows_the_providers_words(tmp_path: Path) -> No
         provider.reject = None
         summary, _ = run(config(provider), prompts(COUNT), tmp_path, batch=True)
         assert (summary.kept, summary.maybe_usd) == (COUNT, 0.0)
+
+
+@pytest.mark.parametrize("missing", ["files", "batches"])
+def test_an_endpoint_without_batches_is_asked_one_by_one_instead(missing: str, tmp_path: Path) -> None:
+    with BatchProvider() as provider:
+        provider.without = missing
+        for _ in range(2):
+            with pytest.raises(TeacherError, match=r"status 404: no such route.*Without --batch .* one by one"):
+                run(config(provider), prompts(20), tmp_path, batch=True)
+    with Provider() as single:
+        summary, _ = run(config_for(single.url), prompts(20), tmp_path)
+        assert (summary.kept, summary.in_batches, single.books.asked.total()) == (20, 0, 20)
+
+
+def test_a_plan_of_which_nothing_was_sent_holds_nothing_back(tmp_path: Path) -> None:
+    with BatchProvider() as provider:
+        url = provider.url
+    with pytest.raises(TeacherError, match="cannot be reached"):
+        run(config_for(url), prompts(20), tmp_path, batch=True)
+    with Provider() as single:
+        summary, _ = run(config_for(single.url), prompts(20), tmp_path)
+        assert (summary.kept, summary.in_batches, summary.maybe_usd) == (20, 0, 0.0)
+
+
+def test_a_listing_that_fails_is_said_in_words(tmp_path: Path) -> None:
+    with BatchProvider() as provider:
+        provider.lose = 1
+        with pytest.raises(TeacherError, match="cannot be reached"):
+            run(config(provider), prompts(20), tmp_path, batch=True)
+        provider.list_status = 500
+        with pytest.raises(TeacherError, match="status 500: busy"):
+            run(config(provider), prompts(20), tmp_path, batch=True)
+        provider.list_status = 200
+        assert run(config(provider), prompts(20), tmp_path, batch=True)[0].kept == 20
+        assert max(provider.submitted.values()) == 1
 
 
 def test_the_cap_counts_batches_that_wait(tmp_path: Path) -> None:

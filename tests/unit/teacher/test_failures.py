@@ -54,6 +54,8 @@ def test_kinds(status: int, content: bytes, reason: str, following: Next) -> Non
 def test_the_providers_own_words_are_shown() -> None:
     failure = of_status(404, {}, error("The model `gpt-9` does not exist\nor you have no access"), NOW)
     assert str(failure) == "not found: status 404: The model `gpt-9` does not exist or you have no access"
+    nowhere = of_status(404, {}, b'{"detail": "Not Found"}', NOW)
+    assert str(nowhere) == "not found: status 404: Not Found (is base_url right, up to /v1?)"
     assert "Bad Gateway" in str(of_status(502, {}, b"<html><h1>Bad Gateway</h1></html>", NOW))
     assert "elsewhere" in str(of_status(301, {"location": "http://elsewhere/"}, b"", NOW))
     assert len(str(of_status(500, {}, b"x" * 10**6, NOW))) < 500
