@@ -13,8 +13,9 @@ from gad.models.loading import resolve
 from gad.models.network import Network
 from gad.models.tokens import Codec
 from gad.rollout.engine import Engine
+from gad.rollout.inspection import check, expected
 from gad.rollout.local import LocalEngine
-from gad.rollout.servers import ServerEngine, check, expected
+from gad.rollout.servers import ServerEngine
 from gad.rollout.vllm import VllmEngine
 
 if TYPE_CHECKING:

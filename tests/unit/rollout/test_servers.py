@@ -13,7 +13,8 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from gad.config.training import Sampling
 from gad.errors import ConfigError, RolloutError
 from gad.models.network import Member
-from gad.rollout.servers import ServerEngine, check, expected
+from gad.rollout.inspection import check, expected
+from gad.rollout.servers import ServerEngine
 from gad.rollout.wire import PROBE_TEXT
 from support import tiny
 from support.vllm_server import ABORT, Behaviour, VllmServer
