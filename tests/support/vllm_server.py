@@ -67,7 +67,7 @@ class Loaded:
 class VllmServer:
     """One server; `url` while it is `running`. `asked`: prompt and seed of every reply that was given."""
 
-    def __init__(self, make: Callable[[], Any], behaviour: Behaviour | None = None) -> None:
+    def __init__(self, make: Callable[[], Any], behaviour: Behaviour | None = None, port: int | None = None) -> None:
         """make: the model that it was started with, anew at each call."""
         self.behaviour = behaviour or Behaviour()
         self._make = make
@@ -75,9 +75,7 @@ class VllmServer:
         self.seen: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.restart()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._lock = threading.Lock()
 
@@ -302,6 +300,13 @@ class VllmServer:
                 }
             ],
         }
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def _error(status: int, text: str) -> Response:

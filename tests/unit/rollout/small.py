@@ -15,8 +15,8 @@ from gad.models.loading import load_model
 from gad.models.network import Member, Network
 from gad.records import Prompt
 from gad.rollout.engine import Engine, Request
-from gad.rollout.local import LocalEngine
 from gad.rollout.inspection import expected
+from gad.rollout.local import LocalEngine
 from gad.rollout.servers import ServerEngine
 from support import tiny
 from support.gloo_link import GlooLink
