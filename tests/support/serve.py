@@ -1,4 +1,4 @@
-"""A `VllmServer` in a process of its own: python serve.py MODEL PORT. A line when it listens, and one for each reply."""
+"""A `VllmServer` in a process of its own: python serve.py MODEL PORT. Says when it listens, and the end of each reply."""
 
 from __future__ import annotations
 

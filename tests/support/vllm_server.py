@@ -103,6 +103,7 @@ class VllmServer:
             "/reset_prefix_cache": self._ok,
             "/update_weight_version": self._set_version,
             "/weight_info": self._told_version,
+            "/server_info": self._info,
             "/get_world_size": self._size,
             "/init_weight_transfer_engine": self._link,
             "/start_weight_update": self._start_update,
@@ -210,12 +211,16 @@ class VllmServer:
     async def _told_version(self, request: Request) -> Response:
         return JSONResponse({"weight_version": self.version}) if self.behaviour.developer else self._none()
 
+    async def _info(self, request: Request) -> Response:
+        assert request.query_params["config_format"] == "json"
+        transfers = {"backend": "nccl"} if self.behaviour.transfers else None
+        told = {"vllm_config": {"weight_transfer_config": transfers}}
+        return JSONResponse(told) if self.behaviour.developer else self._none()
+
     async def _size(self, request: Request) -> Response:
         return JSONResponse({"world_size": 1}) if self.behaviour.developer else self._none()
 
     async def _link(self, request: Request) -> Response:
-        if not self.behaviour.transfers:
-            return PlainTextResponse("Internal Server Error", 500)
         self._invitation = (await request.json())["init_info"]
         self._group = await asyncio.to_thread(gloo_link.join, self._invitation)
         return JSONResponse({"message": "Weight transfer initialized"})

@@ -30,6 +30,7 @@ def expected(config: VllmServers, codec: Codec, student: str) -> Expected:
         key=key,
         request_seconds=config.request_seconds,
         health_seconds=config.health_seconds,
+        transfers=config.sync == "nccl",
     )
 
 

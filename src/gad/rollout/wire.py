@@ -39,7 +39,8 @@ class Handover:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a server must be like. probe_ids: `PROBE_TEXT` as the student's tokenizer spells it."""
+    """What a server must be like. probe_ids: `PROBE_TEXT` as the student's tokenizer spells it; transfers: weights come
+    through a link."""
 
     model: str | None
     student: str
@@ -48,6 +49,7 @@ class Expected:
     key: str | None
     request_seconds: float
     health_seconds: float
+    transfers: bool = False
 
 
 class Server:
@@ -94,6 +96,8 @@ class Server:
         self._context = int(bases[self._model].get("max_model_len") or 0)
         await self._check_vocabulary()
         await self._check_logps()
+        if self._expected.transfers:
+            await self._check_transfer()
 
     async def take(self, handover: Handover) -> None:
         """Sample from these weights from now on. Raises Away, or Unfit where the server was not started for it."""
@@ -178,6 +182,15 @@ class Server:
                 "gives log-probabilities that leave out the temperature: start it with "
                 "--logprobs-mode processed_logprobs"
             )
+
+    async def _check_transfer(self) -> None:
+        try:
+            told = await self._ask("GET", "/server_info?config_format=json", seconds=60.0)
+        except Rejected as error:
+            raise Unfit(f"takes up no weights from memory ({error.status}); start it with {_WAYS['link']}") from error
+        config = told.get("vllm_config")
+        if not isinstance(config, dict) or not config.get("weight_transfer_config"):
+            raise Unfit(f"takes up no weights from memory; start it with {_WAYS['link']}")
 
     async def _take_adapter(self, handover: Handover) -> None:
         old = [row["id"] for row in await self._listed() if row.get("parent") and _is_ours(row["id"], handover.label)]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from starlette.responses import JSONResponse, PlainTextResponse
+from torch import Tensor
 
 from gad.config.training import Sampling
 from gad.errors import ConfigError, RolloutError
@@ -17,7 +20,9 @@ from gad.rollout.inspection import check, expected
 from gad.rollout.servers import ServerEngine
 from gad.rollout.wire import PROBE_TEXT
 from support import tiny
+from support.gloo_link import GlooLink
 from support.vllm_server import ABORT, Behaviour, VllmServer
+from unit.models import plain
 from unit.rollout import small
 
 FREE = Sampling(temperature=0.8)
@@ -184,6 +189,53 @@ def test_a_prompt_that_breaks_every_server_ends_the_run(folder: Path, member: Me
         server.behaviour.completions = [JSONResponse({"error": {"message": "boom"}}, 500)] * 50
         with pytest.raises(RolloutError, match=r"5 tries gave no reply, .* answers 500: boom"):
             small.ids(engine, small.requests(1, TEXTS[:1]), FREE)
+
+
+@pytest.mark.parametrize("behaviour", [Behaviour(transfers=False), Behaviour(developer=False)])
+def test_a_server_that_takes_no_weights_from_memory_is_told_before_anything_is_computed(
+    behaviour: Behaviour, folder: Path, tmp_path: Path
+) -> None:
+    with small.serving(folder, behaviour) as (server,):
+        config = small.settings([server.url], tmp_path, sync="nccl")
+        with pytest.raises(
+            ConfigError, match=r"takes up no weights from memory.*--weight-transfer-config '{\"backend\""
+        ):
+            check(config, expected(config, tiny.codec(), "the-student"))
+
+
+def test_a_link_that_breaks_while_weights_travel_is_made_anew(
+    folder: Path, member: Member, right: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is left in the middle of an update, and has to be told that it is over before the next one begins."""
+    sends, breaks = GlooLink.send, [True]
+
+    def break_once(self: GlooLink, bytes_B: Tensor) -> None:
+        if breaks.pop() if breaks else False:
+            raise RuntimeError("connection reset by peer")
+        sends(self, bytes_B)
+
+    monkeypatch.setattr(GlooLink, "send", break_once)
+    monkeypatch.setattr("support.gloo_link.PATIENCE", timedelta(seconds=1))
+    with small.serving(folder, Behaviour()) as (server,):
+        replies, _ = sampled(member, [server.url], tmp_path, sync="nccl")
+        assert replies == right
+        assert not breaks
+        assert server.version.endswith("-1")
+        assert server.paths.count("/init_weight_transfer_engine") == 2
+
+
+def test_weights_in_memory_are_those_of_their_version(folder: Path, tmp_path: Path) -> None:
+    """Training goes on with the weights themselves while a server may still ask for those before."""
+    member = small.student(folder)
+    wanted = small.requests(2, TEXTS)
+    expected_ids = small.ids(small.local(member), wanted, Sampling(temperature=0.0))
+    with small.serving(folder, Behaviour()) as (server,):
+        engine = small.server_engine(member, small.settings([server.url], tmp_path, sync="nccl"))
+        engine.load_weights(member, version=1)
+        engine._servers[0].compared = True
+        plain.shake(member, torch.float32, seed=5, scale=0.3)
+        assert small.ids(engine, wanted, Sampling(temperature=0.0)) == expected_ids
+        assert not list(tmp_path.iterdir())
 
 
 def mangled(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], None]:
