@@ -1,4 +1,4 @@
-"""A `VllmServer` in a process of its own: python serve.py MODEL PORT. Says when it listens, and the end of each reply."""
+"""A `VllmServer` in a process of its own: python serve.py MODEL PORT. Says when it listens and when it has replied."""
 
 from __future__ import annotations
 
