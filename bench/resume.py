@@ -97,8 +97,8 @@ def write_run(folder: Path, mode: Mode) -> Path:
 
 
 def launch(run_file: Path, name: str, kill: Kill | None, seconds: float, notes: Path, count: int = 1) -> int:
-    """The command in processes of its own; returns the first one's exit code, negative for a signal. That one is killed:
-    it has the checkpoints; the others are killed in tests/distributed.
+    """The command in processes of its own; the first one's exit code, negative for a signal. That one is killed: it has
+    the checkpoints; the others are killed in tests/distributed.
 
     They are forked from this one, which has imported torch and nothing more of a run: that saves the seconds that
     importing takes, some hundred times.
