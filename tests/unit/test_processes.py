@@ -64,11 +64,32 @@ def test_half_of_what_is_needed(missing: str) -> None:
         ({"LOCAL_RANK": "8"}, "LOCAL_RANK=8.*do not fit together"),
         ({"LOCAL_WORLD_SIZE": "32"}, "LOCAL_WORLD_SIZE=32.*do not fit together"),
         ({"RANK": "one"}, "RANK=one is not a number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two is not a number"),
+        ({"MASTER_PORT": "any"}, "MASTER_PORT=any is not a number"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no port: use one from 1 to 65535"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT=0 is no port"),
     ],
 )
 def test_what_cannot_be(changed: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         seat({**TORCHRUN, **changed})
+
+
+def test_a_number_of_slurms_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="SLURM_STEP_NUM_TASKS=x is not a number"):
+        seat({**SLURM, "SLURM_STEP_NUM_TASKS": "x"})
+
+
+def test_processes_of_one_machine_meet_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a cluster's job has left in the environment; a port that is none is refused before anything starts."""
+    monkeypatch.setenv("MASTER_ADDR", "node7.invalid")
+    monkeypatch.setenv("MASTER_PORT", "23456")
+    script = "import os, sys; sys.exit(os.environ['MASTER_ADDR'] + os.environ['MASTER_PORT'] != '127.0.0.123456')"
+    assert processes.start(2, [sys.executable, "-c", script]) == 0
+    for port in ("any", "65536"):
+        monkeypatch.setenv("MASTER_PORT", port)
+        with pytest.raises(ConfigError, match=f"MASTER_PORT={port}"):
+            processes.start(2, [sys.executable, "-c", "1/0"])
 
 
 def test_no_more_processes_than_cores() -> None:

@@ -263,6 +263,7 @@ def joined(seat: Seat, shard: Shard, find_device: Callable[[], torch.device], st
     store = _store(seat)
     watch = Watch(seat, store, lambda: _store(seat, client=True), stall_seconds)
     with watch.watching():
+        watch.all_here(JOIN.total_seconds())
         device = find_device()
         watch.counts_cpu = device.type == "cpu"
         if device.type == "cuda":
