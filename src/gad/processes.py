@@ -17,6 +17,8 @@ from gad.errors import ConfigError
 GRACE_SECONDS = 8.0
 """Between the first process's end and the last one's; what is left then is killed."""
 PARENT = "GAD_PARENT"
+TELL_SECONDS = 15.0
+"""Somebody who waits for processes that do not come is told after so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,30 @@ def _number(name: str, text: str) -> int:
         return int(text.split("(")[0].split(",")[0])  # SLURM writes 8(x2) for 8 on each of 2 machines
     except ValueError as error:
         raise ConfigError(f"{name}={text} is not a number: leave it to torchrun, srun or --nproc") from error
+
+
+def reach(place: Seat, seconds: float) -> None:
+    """Return once somebody listens where all meet. torch would wait there too, but hears no signal meanwhile.
+
+    Raises ConfigError after so many seconds.
+    """
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            socket.create_connection((place.host, place.port), timeout=2.0).close()
+            return
+        except OSError as error:
+            where, why = f"MASTER_ADDR={place.host} MASTER_PORT={place.port}", error.strerror or str(error)
+        waited = time.monotonic() - began
+        if waited > seconds:
+            raise ConfigError(
+                f"{where}: nobody to join there for {seconds:g} s ({why}); it is the address of the machine of rank 0, "
+                "and a port that the others can reach"
+            )
+        if waited > TELL_SECONDS and not told:
+            print(f"rank {place.rank} waits for rank 0 at {where} ({why})", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(0.1)
 
 
 def check_count(count: int, device: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from weakref import finalize
 
 import torch
+from safetensors import SafetensorError
 
 from gad.config.rollout import VllmServers
 from gad.config.training import Sampling
@@ -85,7 +86,7 @@ class ServerEngine:
     def load_weights(self, member: Member, *, version: int) -> None:
         """Write the weights where servers find them; each takes them up before its next reply.
 
-        Raises ConfigError where the folder cannot be written.
+        Raises ConfigError where the folder cannot be used, RolloutError where it cannot be written.
         """
         self._loads += 1  # stages count their versions anew, and every arm of an evaluation is version 0
         label = f"{self._name}-{self._loads}"
@@ -99,8 +100,12 @@ class ServerEngine:
         try:
             path.mkdir(exist_ok=True)
             self._write(member, Here(path))
-        except OSError as error:
-            raise ConfigError(f"compute.engine.sync_folder={self._config.sync_folder}: {error.strerror}") from error
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise RolloutError(
+                f"compute.engine.sync_folder={self._config.sync_folder}: the weights could not be written ({why}); make "
+                "room there or name another folder, and run the same command again"
+            ) from error
         old, self._handover = self._handover, Handover(label, version, path, self._config.sync == "adapter")
         if old is not None and isinstance(old.weights, Path):
             shutil.rmtree(old.weights, ignore_errors=True)

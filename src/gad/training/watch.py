@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from gad.errors import GO_ON, Followed, GadError, Interrupted, TrainingStopped, is_out_of_memory
-from gad.processes import PARENT, Seat
+from gad.processes import PARENT, TELL_SECONDS, Seat
 
 BEAT_SECONDS = 0.5
 SILENT_SECONDS = 10.0
@@ -33,8 +33,6 @@ collective: silence is suspect then."""
 BUSY_CPU_SECONDS = 0.1
 """Of the main thread's CPU time is progress; a thread that waits uses none."""
 PARTING_SECONDS = 5.0
-TELL_SECONDS = 15.0
-"""Somebody who waits for processes that do not come is told after so long."""
 ABORT, STOP, END = "abort", "stop", "end"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from starlette.responses import JSONResponse, PlainTextResponse
 from torch import Tensor
 
@@ -372,6 +373,21 @@ def test_the_key_is_sent(folder: Path, member: Member, right: Any, tmp_path: Pat
 def test_a_folder_that_cannot_be_shared_is_named(member: Member, tmp_path: Path) -> None:
     engine = engine_for(member, small.settings([NOBODY], tmp_path / "absent"))
     with pytest.raises(ConfigError, match="compute.engine.sync_folder=.*absent"):
+        engine.load_weights(member, version=1)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("Error: No space left on device (os error 28)")]
+)
+def test_a_shared_folder_that_is_full_is_named(
+    error: Exception, member: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("gad.rollout.servers.write_adapter", full)
+    engine = engine_for(member, small.settings([NOBODY], tmp_path))
+    with pytest.raises(RolloutError, match=r"sync_folder=.*could not be written \(.*No space left.*make room there"):
         engine.load_weights(member, version=1)
 
 
