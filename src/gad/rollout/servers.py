@@ -103,8 +103,8 @@ class ServerEngine:
         except (OSError, SafetensorError) as error:
             why = getattr(error, "strerror", None) or str(error)
             raise RolloutError(
-                f"compute.engine.sync_folder={self._config.sync_folder}: weights could not be written ({why}); make room "
-                "there or name another folder, and run the same command again"
+                f"compute.engine.sync_folder={self._config.sync_folder}: weights could not be written ({why}); make "
+                "room there or name another folder, and run the same command again"
             ) from error
         old, self._handover = self._handover, Handover(label, version, path, self._config.sync == "adapter")
         if old is not None and isinstance(old.weights, Path):

@@ -387,7 +387,7 @@ def test_a_shared_folder_that_is_full_is_named(
 
     monkeypatch.setattr("gad.rollout.servers.write_adapter", full)
     engine = engine_for(member, small.settings([NOBODY], tmp_path))
-    with pytest.raises(RolloutError, match=r"sync_folder=.*: weights could not be written \(.*No space left.*make room there"):
+    with pytest.raises(RolloutError, match=r"sync_folder=.*could not be written \(.*No space left.*make room"):
         engine.load_weights(member, version=1)
 
 
