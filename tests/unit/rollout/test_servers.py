@@ -207,7 +207,7 @@ def test_a_server_that_takes_no_weights_from_memory_is_told_before_anything_is_c
 def test_a_link_that_breaks_while_weights_travel_is_made_anew(
     folder: Path, member: Member, right: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server is left in the middle of an update, and has to be told that it is over before the next one begins."""
+    """What had arrived counts for nothing, and no reply is sampled before all has."""
     sends, breaks = GlooLink.send, [True]
 
     def break_once(self: GlooLink, bytes_B: Tensor) -> None:
@@ -223,6 +223,16 @@ def test_a_link_that_breaks_while_weights_travel_is_made_anew(
         assert not breaks
         assert server.version.endswith("-1")
         assert server.paths.count("/init_weight_transfer_engine") == 2
+
+
+def test_an_update_that_an_earlier_run_left_open_is_ended_first(
+    folder: Path, member: Member, right: Any, tmp_path: Path
+) -> None:
+    """vLLM begins no second one."""
+    with small.serving(folder, Behaviour()) as (server,):
+        server._arriving = {}
+        assert sampled(member, [server.url], tmp_path, sync="nccl")[0] == right
+        assert server.paths.count("/finish_weight_update") == 2
 
 
 def test_weights_in_memory_are_those_of_their_version(folder: Path, tmp_path: Path) -> None:
