@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,7 +36,10 @@ STEPS = 5
 TUNINGS = ("lora", "full")
 LAYOUTS = ("padded", "tree", "cache")
 PARTS = ("equality", "speed", "in_a_row", "one_step_off")
-AHEAD_STEPS = 8
+AHEAD_STEPS = 6
+AHEAD_REPEATS = 3
+AHEAD_TOKENS = 12
+"""Of a reply at most: the server of ours samples one row at a time, and an update is to take about as long."""
 TIMED_SHAPE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 32, "num_attention_heads": 8}
 
 
@@ -52,6 +56,9 @@ def write_run(folder: Path, tuning: str, *, timed: bool = False, **adversarial: 
     values["adversarial"] |= {"steps": STEPS, "batch_size": 8, "replies_per_prompt": 4 if timed else 3}
     values["adversarial"] |= adversarial
     values["seqkd"] = None
+    if "one_step_off" in adversarial:
+        values["checkpoints"]["every_steps"] = 1000
+        values["prompt"]["max_reply_tokens"] = AHEAD_TOKENS
     if tuning == "full":
         values["student"]["tuning"] = {"kind": "full"}
         values["discriminator"] = {"kind": "own", "model": str(model), "dtype": "float32", "tuning": {"kind": "full"}}
@@ -210,19 +217,29 @@ def server(model: Path) -> Iterator[str]:
 
 
 def one_step_off(folder: Path) -> dict[str, Any]:
-    """Seconds of a step whose replies another process samples: waited for, and asked for a step ahead; in turns."""
+    """Seconds from one step's end to the next one's where another process samples: waited for, and asked for a step
+    ahead; in turns. No checkpoint comes in between, which would wait for the replies that are under way. The update
+    alone is what a step takes besides waiting for replies where they are waited for."""
     seconds: dict[str, list[float]] = {"waits": [], "ahead": []}
+    parts: dict[str, list[float]] = {"sampling": [], "update": []}
     files = {
         name: write_run(folder, "lora", timed=True, one_step_off=name == "ahead", steps=AHEAD_STEPS) for name in seconds
     }
     with server(folder / "model-True") as url:
         engine = json.dumps({"kind": "vllm_server", "urls": [url], "sync_folder": str(folder)})
-        for repeat in range(3):
+        for repeat in range(AHEAD_REPEATS):
             for name, run_file in files.items():
                 run = f"off-{name}-{repeat}"
                 _must(train(run_file, run, 1, engine=engine, merge_adapters="false"))
-                seconds[name] += _metric(folder / "runs" / run, "time/step")[1:-1]
-    return {"seconds": seconds, "median": {name: statistics.median(values) for name, values in seconds.items()}}
+                ends = _metric(folder / "runs" / run, "time")
+                seconds[name] += [later - sooner for sooner, later in pairwise(ends)][:-1]  # the last asks for nothing
+                if name == "waits":
+                    waited = _metric(folder / "runs" / run, "time/sampling")[1:]
+                    parts["sampling"] += waited
+                    steps = zip(_metric(folder / "runs" / run, "time/step")[1:], waited, strict=True)
+                    parts["update"] += [whole - sampling for whole, sampling in steps]
+    medians = {name: statistics.median(values) for name, values in {**seconds, **parts}.items()}
+    return {"seconds": {**seconds, **parts}, "median": medians}
 
 
 def headline(rows: dict[str, Any]) -> dict[str, Any]:
@@ -237,6 +254,7 @@ def headline(rows: dict[str, Any]) -> dict[str, Any]:
     if "one_step_off" in rows:
         median = rows["one_step_off"]["median"]
         found["step_waiting_over_step_ahead"] = median["waits"] / median["ahead"]
+        found["step_waiting_over_longer_part"] = median["waits"] / max(median["sampling"], median["update"])
     if "in_a_row" in rows:
         found["runs_in_a_row"] = len(rows["in_a_row"])
         found["crashes"] = sum(row["exit_code"] != 0 for row in rows["in_a_row"])

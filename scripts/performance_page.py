@@ -186,8 +186,8 @@ def _common(result: dict[str, Any]) -> list[str]:
         "## Adapters from a layer on",
         "With `tuning.first_layer` nothing below that layer is trained: student and reference compute it once, no "
         "gradient goes back through it, none of its activations are kept. SmolLM2-135M (30 layers) in float32, one "
-        "thread, 8 prompts x 4 replies of about 35 tokens; in brackets, of what adapters everywhere take. What it costs "
-        "in quality depends on the task.",
+        "thread, 8 prompts x 4 replies of about 35 tokens; in brackets, of what adapters everywhere take. What it "
+        "costs in quality depends on the task.",
         "",
         "| first_layer | student's update with KL, CPU s | discriminator's, CPU s | memory of the updates | trained |",
         "|---|---|---|---|---|",

@@ -13,8 +13,10 @@ from gad.models.loading import resolve
 from gad.models.network import Network
 from gad.models.tokens import Codec
 from gad.rollout.engine import Engine
+from gad.rollout.inspection import check, expected
 from gad.rollout.local import LocalEngine
-from gad.rollout.servers import ServerEngine, check, expected
+from gad.rollout.nccl import library
+from gad.rollout.servers import ServerEngine
 from gad.rollout.vllm import VllmEngine
 
 if TYPE_CHECKING:
@@ -57,6 +59,9 @@ def needs_plain_copy(config: RunConfig) -> bool:
 
 
 def check_servers(config: RunConfig, codec: Codec) -> None:
-    """Raises ConfigError or RolloutError where vLLM servers are named that will not do, or do not answer."""
+    """Raises ConfigError or RolloutError where vLLM servers are named that will not do, do not answer, or could not be
+    given weights from here."""
     if isinstance(servers := config.compute.engine, VllmServers):
+        if servers.sync == "nccl":
+            library()
         check(servers, expected(servers, codec, config.student.model))

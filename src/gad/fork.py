@@ -36,7 +36,7 @@ DRAWN = ("evaluation.decodings", "evaluation.max_prompts")
 TEXTS = ("teacher.jsonl", "data.json", "sets", "collect.json", "teacher")
 """What was imported, or bought: with the ledger nothing is bought again."""
 CHOICE = "choice.json"
-ARITHMETIC = "arithmetic.json"
+NOTED = ("arithmetic.json", "models.json")
 """The number type that finished stages were computed in; what follows them goes on in it."""
 
 
@@ -74,8 +74,8 @@ def fork(source: Path, config: RunConfig) -> Taken:
         write_json(folder / CONFIG, config.model_dump(mode="json"))
         stages = tuple(stage for stage, keys in STAGES.items() if _same(changes, keys) and _done(source, stage))
         taken = [*texts, *_checkpoints(source, stages), *_replies(source, changes, stages)]
-        if stages and (source / ARITHMETIC).exists():
-            taken.append(source / ARITHMETIC)
+        if stages:
+            taken += [source / name for name in NOTED if (source / name).exists()]
         for path in taken:
             _copy(path, folder / path.relative_to(source))
         if stages:

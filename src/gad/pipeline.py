@@ -11,13 +11,14 @@ from gad.arms import BASE, Arms
 from gad.build import Workshop
 from gad.collection import Purchase, collect
 from gad.config.compared import LocalModel
+from gad.config.models import OwnDiscriminator
 from gad.config.run import RunConfig
 from gad.config.training import Sampling
 from gad.crew import ALONE, Crew
 from gad.evaluation import Evaluation
 from gad.examples import Examples
 from gad.judgement import judge
-from gad.models import arithmetic
+from gad.models import arithmetic, identity
 from gad.progress import Progress
 from gad.schedule import adversarial_steps, phase_steps, steps_for, steps_of
 from gad.signals import StopRequest
@@ -48,6 +49,9 @@ class Pipeline:
         shop = Workshop(self.config, self._crew)
         auto, news = arithmetic.settled(self.folder, shop.device)
         shop.compute_in(auto)
+        owner = self.config.discriminator
+        others = [owner.model] if isinstance(owner, OwnDiscriminator) else []
+        identity.settled(self.folder, [self.config.student.model, *others])
         if news and self.config.student.dtype == "auto":
             self._progress.say(f"arithmetic: {auto} on {shop.device.type} (student.dtype: auto)")
         return shop

@@ -17,6 +17,8 @@ from gad.errors import ConfigError
 GRACE_SECONDS = 8.0
 """Between the first process's end and the last one's; what is left then is killed."""
 PARENT = "GAD_PARENT"
+TELL_SECONDS = 15.0
+"""Somebody who waits for processes that do not come is told after so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,9 @@ def seat(environment: Mapping[str, str] = os.environ) -> Seat | None:
     Raises ConfigError where they told half of it.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if "RANK" not in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if "RANK" not in environment and _told(environment, "SLURM_STEP_NUM_TASKS") > 1:
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
-    elif int(environment.get("WORLD_SIZE", "1")) < 2:
+    elif _told(environment, "WORLD_SIZE") < 2:
         return None
     missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in environment]
     if missing:
@@ -51,7 +53,18 @@ def seat(environment: Mapping[str, str] = os.environ) -> Seat | None:
     if not (0 <= rank < size and 0 <= local < here <= size):
         told = ", ".join(f"{name}={environment[name]}" for name in names)
         raise ConfigError(f"{told}: these do not fit together; leave them to torchrun, srun or --nproc")
-    return Seat(rank, size, local, here, environment["MASTER_ADDR"], _number("MASTER_PORT", environment["MASTER_PORT"]))
+    return Seat(rank, size, local, here, environment["MASTER_ADDR"], _port(environment["MASTER_PORT"]))
+
+
+def _told(environment: Mapping[str, str], name: str) -> int:
+    return _number(name, environment.get(name, "1"))
+
+
+def _port(text: str) -> int:
+    port = _number("MASTER_PORT", text)
+    if not 0 < port < 65536:
+        raise ConfigError(f"MASTER_PORT={text} is no port: use one from 1 to 65535, or leave it out with --nproc")
+    return port
 
 
 def _number(name: str, text: str) -> int:
@@ -59,6 +72,30 @@ def _number(name: str, text: str) -> int:
         return int(text.split("(")[0].split(",")[0])  # SLURM writes 8(x2) for 8 on each of 2 machines
     except ValueError as error:
         raise ConfigError(f"{name}={text} is not a number: leave it to torchrun, srun or --nproc") from error
+
+
+def reach(place: Seat, seconds: float) -> None:
+    """Return once somebody listens where all meet. torch would wait there too, but hears no signal meanwhile.
+
+    Raises ConfigError after so many seconds.
+    """
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            socket.create_connection((place.host, place.port), timeout=2.0).close()
+            return
+        except OSError as error:
+            where, why = f"MASTER_ADDR={place.host} MASTER_PORT={place.port}", error.strerror or str(error)
+        waited = time.monotonic() - began
+        if waited > seconds:
+            raise ConfigError(
+                f"{where}: nobody to join there for {seconds:g} s ({why}); it is the address of the machine of rank 0, "
+                "and a port that the others can reach"
+            )
+        if waited > TELL_SECONDS and not told:
+            print(f"rank {place.rank} waits for rank 0 at {where} ({why})", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(0.1)
 
 
 def check_count(count: int, device: str) -> None:
@@ -77,10 +114,12 @@ def start(count: int, command: Sequence[str]) -> int:
     """Run `count` processes of a command to their end; the exit code of the one that ended worst.
 
     A signal goes to the first one, which saves and tells the others. When one has failed the others get some seconds.
+    All are on this machine, whatever MASTER_ADDR says. Raises ConfigError for a MASTER_PORT that is none.
     """
-    port = int(os.environ.get("MASTER_PORT") or _free_port())
+    told = os.environ.get("MASTER_PORT")
+    port = _port(told) if told else _free_port()
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), PARENT: str(os.getpid())}
-    shared |= {"MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"), "MASTER_PORT": str(port)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:

@@ -75,3 +75,14 @@ def test_a_server_that_will_not_do_is_told_before_anything_is_computed(tmp_path:
         with pytest.raises(ConfigError, match="another vocabulary than student.model"):
             runs.run(made)
     assert not (made.folder / "metrics.jsonl").exists()
+
+
+def test_weights_by_nccl_without_a_gpu_are_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    tiny.save(tmp_path / "model", "qwen3")
+    made = config(tmp_path, "none", {"kind": "vllm_server", "urls": ["http://127.0.0.1:9"], "sync": "nccl"})
+    with pytest.raises(ConfigError, match="sync=nccl needs a GPU that trains: write sync: weights, or sync: adapter"):
+        runs.run(made)
+    assert not (made.folder / "metrics.jsonl").exists()

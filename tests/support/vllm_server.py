@@ -1,7 +1,8 @@
 """An HTTP server that speaks vLLM's API, as observed of vLLM 0.32, with a tiny model of ours behind it and faults.
 
 What vLLM does is done here: token ids in and out, temperatures in log-probabilities only in `processed` mode, replies
-cut without a word at the model's length, adapters by name, weights from a folder, a version that is told.
+cut without a word at the model's length, adapters by name, weights from a folder or through a link, a version that is
+told.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from gad.models.network import Member, Network
 from gad.records import Prompt
 from gad.rollout import engine
 from gad.rollout.local import LocalEngine
-from support import tiny
+from support import gloo_link, tiny
 
 ABORT = "abort"
 """A fault: the connection is closed in the middle of the body."""
@@ -50,6 +51,8 @@ class Behaviour:
     names: tuple[str, ...] = ("student",)
     with_adapters: bool = True
     developer: bool = True
+    transfers: bool = True
+    """Whether it was started with --weight-transfer-config."""
     key: str | None = None
 
 
@@ -64,7 +67,7 @@ class Loaded:
 class VllmServer:
     """One server; `url` while it is `running`. `asked`: prompt and seed of every reply that was given."""
 
-    def __init__(self, make: Callable[[], Any], behaviour: Behaviour | None = None) -> None:
+    def __init__(self, make: Callable[[], Any], behaviour: Behaviour | None = None, port: int | None = None) -> None:
         """make: the model that it was started with, anew at each call."""
         self.behaviour = behaviour or Behaviour()
         self._make = make
@@ -72,9 +75,7 @@ class VllmServer:
         self.seen: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.restart()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._lock = threading.Lock()
 
@@ -84,6 +85,9 @@ class VllmServer:
         self.version = "default"
         self._weights: dict[str, torch.Tensor] = {}
         self._engines: dict[str, Loaded] = {}
+        self._invitation: dict[str, Any] = {}
+        self._group: Any = None
+        self._arriving: dict[str, torch.Tensor] | None = None
 
     @contextmanager
     def running(self) -> Iterator[VllmServer]:
@@ -99,6 +103,12 @@ class VllmServer:
             "/reset_prefix_cache": self._ok,
             "/update_weight_version": self._set_version,
             "/weight_info": self._told_version,
+            "/server_info": self._info,
+            "/get_world_size": self._size,
+            "/init_weight_transfer_engine": self._link,
+            "/start_weight_update": self._start_update,
+            "/update_weights": self._update,
+            "/finish_weight_update": self._finish_update,
         }
         app = Starlette(
             routes=[Route(path, self._guarded(path, call), methods=["GET", "POST"]) for path, call in paths.items()]
@@ -201,6 +211,47 @@ class VllmServer:
     async def _told_version(self, request: Request) -> Response:
         return JSONResponse({"weight_version": self.version}) if self.behaviour.developer else self._none()
 
+    async def _info(self, request: Request) -> Response:
+        assert request.query_params["config_format"] == "json"
+        transfers = {"backend": "nccl"} if self.behaviour.transfers else None
+        told = {"vllm_config": {"weight_transfer_config": transfers}}
+        return JSONResponse(told) if self.behaviour.developer else self._none()
+
+    async def _size(self, request: Request) -> Response:
+        return JSONResponse({"world_size": 1}) if self.behaviour.developer else self._none()
+
+    async def _link(self, request: Request) -> Response:
+        self._invitation = (await request.json())["init_info"]
+        self._group = await asyncio.to_thread(gloo_link.join, self._invitation)
+        return JSONResponse({"message": "Weight transfer initialized"})
+
+    async def _start_update(self, request: Request) -> Response:
+        if self._arriving is not None:
+            return PlainTextResponse("Internal Server Error", 500)
+        self._arriving = {}
+        return JSONResponse({"message": "Weight update started"})
+
+    async def _update(self, request: Request) -> Response:
+        assert self._arriving is not None
+        told = (await request.json())["update_info"]
+        try:
+            arrived = await asyncio.to_thread(
+                lambda: dict(gloo_link.receive(self._group, self._invitation, **told)),
+            )
+        except RuntimeError:
+            self._arriving = None
+            return PlainTextResponse("Internal Server Error", 500)
+        self._arriving.update(arrived)
+        return JSONResponse({"message": "Weights updated"})
+
+    async def _finish_update(self, request: Request) -> Response:
+        assert self._arriving is not None
+        self._weights.update(self._arriving)
+        self._arriving = None
+        self._engines.clear()
+        self.version = (await request.json()).get("weight_version") or self.version
+        return JSONResponse({"message": "Weight update finished"})
+
     def _none(self) -> Response:
         return JSONResponse({"detail": "Not Found"}, 404)
 
@@ -254,6 +305,13 @@ class VllmServer:
                 }
             ],
         }
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def _error(status: int, text: str) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gad.config.rollout import VllmServers
 from gad.processes import Seat, seat
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -90,3 +92,34 @@ def test_kubernetes(cluster: dict[str, str]) -> None:
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_servers_under_slurm_are_started_again(cluster: dict[str, str], tmp_path: Path) -> None:
+    """The first two end at once, the third in peace; each is asked for the same."""
+    fake = f'echo "$@" >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -gt 2 ]'
+    (tmp_path / "vllm").write_text(f"#!/bin/sh\n{fake}\n", encoding="utf-8")
+    (tmp_path / "vllm").chmod(0o755)
+    (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n', encoding="utf-8")
+    job = {**cluster, "SLURMD_NODENAME": "node09", "SLURM_LOCALID": "3", "PAUSE": "0"}
+    assert said(["bash", str(RECIPES / "vllm-servers.sbatch"), "/models/qwen"], job) == ["http://node09:8003"]
+    asked = (tmp_path / "asked").read_text(encoding="utf-8").splitlines()
+    assert len(asked) == 3
+    assert len(set(asked)) == 1
+    assert asked[0].startswith("serve /models/qwen --port 8003 ")
+    assert asked[0].endswith('--weight-transfer-config {"backend": "nccl"}')
+
+
+def test_servers_under_kubernetes() -> None:
+    """Its address is what the run file is told to name, and what serves is what a server must be like."""
+    service, servers = yaml.safe_load_all((RECIPES / "vllm-servers.yml").read_text(encoding="utf-8"))
+    spec, pod = servers["spec"], servers["spec"]["template"]
+    container = pod["spec"]["containers"][0]
+    assert service["metadata"]["name"] == spec["serviceName"]
+    assert service["spec"]["selector"] == spec["selector"]["matchLabels"] == pod["metadata"]["labels"]
+    port = container["args"][container["args"].index("--port") + 1]
+    urls = [f"http://{servers['metadata']['name']}-{n}.{spec['serviceName']}:{port}" for n in range(spec["replicas"])]
+    assert urls[0] in (RECIPES / "vllm-servers.yml").read_text(encoding="utf-8")
+    assert len(VllmServers.model_validate({"urls": urls, "sync_folder": "/runs/sync"}).urls) == 8
+    assert json.loads(container["args"][-1]) == {"backend": "nccl"}
+    assert {each["name"] for each in container["env"]} == {"VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_SERVER_DEV_MODE"}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {v["name"] for v in pod["spec"]["volumes"]}

@@ -5,7 +5,11 @@ from __future__ import annotations
 import ast
 import os
 import signal
+import socket
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -64,11 +68,62 @@ def test_half_of_what_is_needed(missing: str) -> None:
         ({"LOCAL_RANK": "8"}, "LOCAL_RANK=8.*do not fit together"),
         ({"LOCAL_WORLD_SIZE": "32"}, "LOCAL_WORLD_SIZE=32.*do not fit together"),
         ({"RANK": "one"}, "RANK=one is not a number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two is not a number"),
+        ({"MASTER_PORT": "any"}, "MASTER_PORT=any is not a number"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no port: use one from 1 to 65535"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT=0 is no port"),
     ],
 )
 def test_what_cannot_be(changed: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         seat({**TORCHRUN, **changed})
+
+
+def test_a_number_of_slurms_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="SLURM_STEP_NUM_TASKS=x is not a number"):
+        seat({**SLURM, "SLURM_STEP_NUM_TASKS": "x"})
+
+
+def test_processes_of_one_machine_meet_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a cluster's job has left in the environment; a port that is none is refused before anything starts."""
+    monkeypatch.setenv("MASTER_ADDR", "node7.invalid")
+    monkeypatch.setenv("MASTER_PORT", "23456")
+    script = "import os, sys; sys.exit(os.environ['MASTER_ADDR'] + os.environ['MASTER_PORT'] != '127.0.0.123456')"
+    assert processes.start(2, [sys.executable, "-c", script]) == 0
+    for port in ("any", "65536"):
+        monkeypatch.setenv("MASTER_PORT", port)
+        with pytest.raises(ConfigError, match=f"MASTER_PORT={port}"):
+            processes.start(2, [sys.executable, "-c", "1/0"])
+
+
+def test_where_nobody_listens(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "TELL_SECONDS", 0.0)
+    for host, why in (("127.0.0.1", "Connection refused"), ("nowhere.invalid", r"[A-Z].*")):
+        place = Seat(3, 4, 3, 4, host, 9)
+        with pytest.raises(ConfigError, match=rf"MASTER_ADDR={host} MASTER_PORT=9: nobody to join .* 0\.3 s \({why}\)"):
+            processes.reach(place, 0.3)
+        assert capfd.readouterr().err.startswith(f"rank 3 waits for rank 0 at MASTER_ADDR={host} MASTER_PORT=9 (")
+
+
+def test_one_that_comes_late_is_joined() -> None:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        threading.Timer(0.4, place.listen).start()
+        began = time.monotonic()
+        processes.reach(Seat(1, 2, 1, 2, "127.0.0.1", place.getsockname()[1]), 30.0)
+        assert 0.3 < time.monotonic() - began < 20
+
+
+def test_a_signal_is_heard_while_waiting_to_join() -> None:
+    """In C++ it would be heard only when the wait is over."""
+    script = (
+        "from gad.processes import Seat, reach; print('waits', flush=True); reach(Seat(1,2,1,2,'127.0.0.1',9), 600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as waiting:
+        assert waiting.stdout is not None
+        waiting.stdout.readline()
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(20) != 0
 
 
 def test_no_more_processes_than_cores() -> None:

@@ -35,11 +35,12 @@ class VllmServers(Section):
     kind: Literal["vllm_server"] = "vllm_server"
     urls: tuple[ApiUrl, ...]
     """Each server's address without a path, e.g. http://10.0.0.7:8000."""
-    sync_folder: Path
+    sync_folder: Path | None = None
     """A folder that this process writes and all servers read, under the same name: a shared file system, or /dev/shm
-    where they are on this machine."""
-    sync: Literal["adapter", "weights"] = "adapter"
-    """What servers are handed after each update: the LoRA adapter alone, megabytes, or all weights."""
+    where they are on this machine. `sync: nccl` needs none."""
+    sync: Literal["adapter", "weights", "nccl"] = "adapter"
+    """What servers are handed after each update, and how: through `sync_folder` the LoRA adapter alone, megabytes, or
+    all weights; with `nccl` all weights from GPU to GPU, which touches no disk."""
     model: str | None = None
     """The name under which the servers offer the model; empty takes the only one they offer."""
     api_key_env: EnvironmentVariable | None = None
@@ -59,6 +60,15 @@ class VllmServers(Section):
             raise ValueError("`urls` names no server")
         if len(set(self.urls)) < len(self.urls):
             raise ValueError(f"`urls` names a server twice: {', '.join(self.urls)}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_have_a_way(self) -> VllmServers:
+        if (self.sync_folder is None) != (self.sync == "nccl"):
+            way_out = (
+                "leave it out" if self.sync == "nccl" else "name a folder that all servers see, or write sync: nccl"
+            )
+            raise ValueError(f"sync_folder={self.sync_folder} with sync={self.sync}: {way_out}")
         return self
 
 

@@ -232,7 +232,8 @@ class AdversarialConfig(Section):
     """Cross-entropy on the teacher's replies, mixed in: a dial from mode seeking back to coverage."""
     one_step_off: bool = False
     """Sample the next batch while this step updates, from the weights before the update. Saves the time of the shorter
-    of the two where vLLM servers sample; replies are one update old. With other engines it saves nothing."""
+    of the two where vLLM servers sample; replies are one update old, and checkpoints wait for those under way. With
+    other engines it saves nothing."""
     importance_cap: Annotated[float, Field(ge=1.0)] | None = 2.0
     """Where another engine than `local` samples, and with `one_step_off`, a token's loss is weighed by
     p_trained / p_sampled, at most this: 2 is what TRL caps at; null weighs nothing."""

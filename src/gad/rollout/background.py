@@ -10,8 +10,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def in_background(work: Callable[[], T]) -> Callable[[], T]:
-    """Begin at once in a thread that does not outlive the process; the result waits, and raises what was raised."""
+def started(work: Callable[[], T], name: str) -> Future[T]:
+    """Begin at once in a thread that does not outlive the process."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -20,5 +20,10 @@ def in_background(work: Callable[[], T]) -> Callable[[], T]:
         except BaseException as error:  # it is raised where the result is asked for
             future.set_exception(error)
 
-    threading.Thread(target=run, name="sampling", daemon=True).start()
-    return future.result
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def in_background(work: Callable[[], T]) -> Callable[[], T]:
+    """Begin at once; the result waits, and raises what was raised."""
+    return started(work, "sampling").result

@@ -1,24 +1,24 @@
 """Sampling by vLLM servers, on this machine or others.
 
 After each update the servers are handed the new weights: the adapter alone, or all weights, through a folder that
-all of them see. A reply is taken only from a server that holds those weights, so a reply's version is what it says.
+all of them see, or all weights from memory to memory (`transfer.py`). A reply is taken only from a server that holds
+those weights, so a reply's version is what it says.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import shutil
 import tempfile
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from weakref import finalize
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 from gad.config.rollout import VllmServers
 from gad.config.training import Sampling
@@ -31,14 +31,13 @@ from gad.models.tokens import Codec
 from gad.records import Prompt, Rollout
 from gad.rollout.background import in_background
 from gad.rollout.completions import Away, Rejected, Unfit, Wanted
-from gad.rollout.dispatch import Counts, Dispatcher, Job, troubles
+from gad.rollout.dispatch import Counts, Dispatcher, Job
 from gad.rollout.engine import Request
-from gad.rollout.wire import PROBE_TEXT, Expected, Handover, Server
+from gad.rollout.handover import write_adapter, write_weights
+from gad.rollout.nccl import NcclLink, library
+from gad.rollout.transfer import Link, Parcel
+from gad.rollout.wire import Expected, Handover, Server
 
-_GRACE_SECONDS = 5.0
-"""Once a server is found fit, so long the others are waited for; they are looked at again before they work."""
-SHARD_BYTES = 2**30
-"""Weights are written in files of about this size, so that a model need not be in memory a second time."""
 LARGEST_GAP = 0.25
 """Nats a token. A server's log-probabilities of a test reply differ by less from the trained model's where it serves
 that model: rounding in bfloat16 makes a tenth of it."""
@@ -46,31 +45,26 @@ _TEST_PROMPT = Prompt.from_text("test", "Say in one sentence what you can do.")
 _TEST_TOKENS = 16
 
 
-def expected(config: VllmServers, codec: Codec, student: str) -> Expected:
-    """What every server must be like. Raises ConfigError where the key is not in the environment."""
-    key = None if config.api_key_env is None else os.environ.get(config.api_key_env)
-    if config.api_key_env is not None and not key:
-        raise ConfigError(f"compute.engine.api_key_env={config.api_key_env}: this variable is not set")
-    return Expected(
-        model=config.model,
-        student=student,
-        probe_ids=codec.ids(PROBE_TEXT),
-        stop_ids=codec.stop_ids,
-        key=key,
-        request_seconds=config.request_seconds,
-        health_seconds=config.health_seconds,
-    )
-
-
 class ServerEngine:
     """See `Engine`. The first of several processes asks; all gather weights."""
 
     def __init__(
-        self, network: Network, codec: Codec, config: VllmServers, wants: Expected, *, max_reply_tokens: int
+        self,
+        network: Network,
+        codec: Codec,
+        config: VllmServers,
+        wants: Expected,
+        *,
+        max_reply_tokens: int,
+        connect: Callable[[int], Link] | None = None,
     ) -> None:
+        """connect: makes a link to so many processes of a server. Raises ConfigError where there is none to be had."""
         self._network, self._codec, self._config = network, codec, config
         self._limit, self._vocabulary = max_reply_tokens, int(network.config.vocab_size)
-        self._servers = [Server(url, wants) for url in config.urls]
+        if connect is None and config.sync == "nccl" and network.crew.rank == 0:
+            nccl = library()
+            connect = lambda workers: NcclLink(nccl, workers, network.device)  # noqa: E731
+        self._servers = [Server(url, wants, connect) for url in config.urls]
         self._handover: Handover | None = None
         self._test_logps: Callable[[tuple[int, ...]], list[float]] | None = None
         self._counts, self._loads = Counts(), 0
@@ -92,20 +86,29 @@ class ServerEngine:
     def load_weights(self, member: Member, *, version: int) -> None:
         """Write the weights where servers find them; each takes them up before its next reply.
 
-        Raises ConfigError where the folder cannot be written.
+        Raises ConfigError where the folder cannot be used, RolloutError where it cannot be written.
         """
         self._loads += 1  # stages count their versions anew, and every arm of an evaluation is version 0
         label = f"{self._name}-{self._loads}"
-        path = self._place() / label
+        self._test_logps = lambda reply_ids: self._own_logps(member, reply_ids)
+        if self._config.sync_folder is None:
+            parcel = self._pack(member)
+            assert parcel is not None, "the first process alone asks"
+            self._handover = Handover(label, version, parcel, adapter=False)
+            return
+        path = self._place(self._config.sync_folder) / label
         try:
             path.mkdir(exist_ok=True)
             self._write(member, Here(path))
-        except OSError as error:
-            raise ConfigError(f"compute.engine.sync_folder={self._config.sync_folder}: {error.strerror}") from error
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise RolloutError(
+                f"compute.engine.sync_folder={self._config.sync_folder}: weights could not be written ({why}); make "
+                "room there or name another folder, and run the same command again"
+            ) from error
         old, self._handover = self._handover, Handover(label, version, path, self._config.sync == "adapter")
-        self._test_logps = lambda reply_ids: self._own_logps(member, reply_ids)
-        if old is not None and old.path != path:
-            shutil.rmtree(old.path, ignore_errors=True)
+        if old is not None and isinstance(old.weights, Path):
+            shutil.rmtree(old.weights, ignore_errors=True)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Rollout]]:
         """Raises RolloutError where no weights were loaded, or no server can give the replies."""
@@ -211,14 +214,14 @@ class ServerEngine:
         values: list[float] = logps_BL[0].tolist()
         return values
 
-    def _place(self) -> Path:
+    def _place(self, shared: Path) -> Path:
         if self._folder is None:
             try:
-                shared = self._config.sync_folder.expanduser().absolute()
-                self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name}-", dir=shared))
+                within = shared.expanduser().absolute()
+                self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name}-", dir=within))
             except OSError as error:
                 raise ConfigError(
-                    f"compute.engine.sync_folder={self._config.sync_folder}: {error.strerror}; name a folder that "
+                    f"compute.engine.sync_folder={shared}: {error.strerror}; name a folder that "
                     "exists, that can be written here and that all servers see"
                 ) from error
             self._folder.chmod(0o755)  # servers may run as another user
@@ -230,61 +233,25 @@ class ServerEngine:
         if self._config.sync == "adapter":
             state = member.state()
             if path.value is not None:
-                tensors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}
-                save_file(tensors, path.value / "adapter_model.safetensors")
-                config = json.dumps(self._network.adapter_config(), indent=1)
-                (path.value / "adapter_config.json").write_text(config, encoding="utf-8")
+                write_adapter(path.value, state, self._network.adapter_config())
             return
-        shard: dict[str, torch.Tensor] = {}
-        files = 0
         with torch.no_grad():
-            for name, weight in self._network.everything(member.name):
-                if path.value is None:
-                    continue
-                shard[name] = weight.cpu().contiguous()
-                if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
-                    save_file(shard, path.value / f"model-{files:05d}.safetensors")
-                    shard, files = {}, files + 1
-        if path.value is not None and shard:
-            save_file(shard, path.value / f"model-{files:05d}.safetensors")
+            weights = self._network.everything(member.name)
+            if path.value is not None:
+                write_weights(path.value, weights)
+            else:
+                deque(weights, maxlen=0)
+
+    @everywhere("gathering weights to sample")
+    def _pack(self, member: Member) -> Parcel | None:
+        with torch.no_grad():
+            weights = self._network.everything(member.name)
+            if self.crew.rank == 0:
+                return Parcel.of(weights)
+            deque(weights, maxlen=0)
+            return None
 
     def _rollout(self, request: Request, job: Job, version: int) -> Rollout:
         assert job.reply is not None
         ids = job.reply.token_ids
         return Rollout(request.prompt.id, ids, self._codec.text(ids), job.reply.finished, job.reply.logps, version)
-
-
-def check(config: VllmServers, wants: Expected) -> None:
-    """Look at every server before anything is computed; one that is starting is waited for.
-
-    Raises ConfigError where one is unfit, RolloutError where none answers in time.
-    """
-    asyncio.run(_check([Server(url, wants) for url in config.urls], config.patience_seconds))
-
-
-async def _check(servers: Sequence[Server], patience: float) -> None:
-    async def look(server: Server) -> None:
-        async with server.open(1):
-            while True:
-                try:
-                    return await server.inspect()
-                except Away as error:
-                    server.trouble = str(error)
-                    await asyncio.sleep(0.5)
-
-    tasks = [asyncio.create_task(look(server)) for server in servers]
-    await asyncio.wait(tasks, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-    done, waiting = await asyncio.wait(tasks, timeout=min(_GRACE_SECONDS, patience))
-    for task in waiting:
-        task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
-    for task, server in zip(tasks, servers, strict=True):
-        if task in done and isinstance(error := task.exception(), Unfit):
-            raise ConfigError(f"compute.engine.urls: {server.url} {error}") from error
-        if task in done and (other := task.exception()) is not None:
-            raise other
-    if not done:
-        raise RolloutError(
-            f"no vLLM server in {patience:g} s (compute.engine.patience_seconds): {troubles(servers)}; start one, and "
-            "run the same command again"
-        )

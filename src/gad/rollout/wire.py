@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 
 from gad.config.training import Sampling
 from gad.rollout.completions import Away, Rejected, Reply, Unfit, Wanted, question, read_reply
+from gad.rollout.delivery import MANAGEMENT_SECONDS, Delivery
+
+if TYPE_CHECKING:
+    from gad.rollout.transfer import Link, Parcel
 
 PROBE_TEXT = "The quick brown fox jumps, 0123456789 times: naïve café — 你好 🎈\n\tdef f(x): return x"
 """Spelled alike by two tokenizers only where they are the same, for all that a student can say."""
-_MANAGEMENT_SECONDS = 300.0
-"""For a server to read new weights."""
+_WAYS = {
+    "adapter": "--enable-lora, --max-lora-rank at least the student's and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
+    "weights": "VLLM_SERVER_DEV_MODE=1, vLLM 0.32 or newer",
+    "link": """VLLM_SERVER_DEV_MODE=1 and --weight-transfer-config '{"backend": "nccl"}', vLLM 0.32 or newer""",
+}
+"""How a server is started that takes up weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """Weights for servers: a folder with an adapter, or with all weights. `label` names them among all versions."""
+    """Weights for servers: a folder with an adapter or with all weights, or all weights in memory. `label` names them
+    among all versions."""
 
     label: str
     version: int
-    path: Path
+    weights: Path | Parcel
     adapter: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a server must be like. probe_ids: `PROBE_TEXT` as the student's tokenizer spells it."""
+    """What a server must be like. probe_ids: `PROBE_TEXT` as the student's tokenizer spells it; transfers: weights come
+    through a link."""
 
     model: str | None
     student: str
@@ -39,12 +49,14 @@ class Expected:
     key: str | None
     request_seconds: float
     health_seconds: float
+    transfers: bool = False
 
 
 class Server:
     """One server. `trouble`: what was last wrong with it; `dropped`: for good."""
 
-    def __init__(self, url: str, expected: Expected) -> None:
+    def __init__(self, url: str, expected: Expected, connect: Callable[[int], Link] | None = None) -> None:
+        """connect: makes a link to so many processes, for weights in memory."""
         self.url = url
         self.trouble = ""
         self.dropped = False
@@ -53,6 +65,7 @@ class Server:
         self._model = ""
         self._context = 0
         self._label = ""
+        self._delivery = None if connect is None else Delivery(self._ask, connect)
         self._http: httpx2.AsyncClient | None = None
 
     def open(self, connections: int) -> httpx2.AsyncClient:
@@ -83,22 +96,26 @@ class Server:
         self._context = int(bases[self._model].get("max_model_len") or 0)
         await self._check_vocabulary()
         await self._check_logps()
+        if self._expected.transfers:
+            await self._check_transfer()
 
     async def take(self, handover: Handover) -> None:
         """Sample from these weights from now on. Raises Away, or Unfit where the server was not started for it."""
         self._label = ""
+        if handover.adapter:
+            way, taking = "adapter", self._take_adapter(handover)
+        elif isinstance(handover.weights, Path):
+            way, taking = "weights", self._take_weights(handover)
+        else:
+            assert self._delivery is not None, "weights in memory need a link"
+            way, taking = "link", self._delivery.deliver(handover.weights, handover.label)
         try:
-            await (self._take_adapter(handover) if handover.adapter else self._take_weights(handover))
+            await taking
         except Rejected as error:
-            way_out = (
-                "start it with --enable-lora, --max-lora-rank at least the student's and "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
-                if handover.adapter
-                else "start it with VLLM_SERVER_DEV_MODE=1, vLLM 0.32 or newer"
-            )
+            seen = "" if way == "link" else ", and check that it sees compute.engine.sync_folder under the same name"
+            of = "" if way == "link" else f" from {handover.weights}"
             raise Unfit(
-                f"does not take up weights from {handover.path} ({error.status}: {error}); {way_out}, and check that "
-                "it sees compute.engine.sync_folder under the same name"
+                f"does not take up weights{of} ({error.status}: {error}); start it with {_WAYS[way]}{seen}"
             ) from error
         self._label = handover.label
 
@@ -166,17 +183,26 @@ class Server:
                 "--logprobs-mode processed_logprobs"
             )
 
+    async def _check_transfer(self) -> None:
+        try:
+            told = await self._ask("GET", "/server_info?config_format=json", seconds=60.0)
+        except Rejected as error:
+            raise Unfit(f"takes up no weights from memory ({error.status}); start it with {_WAYS['link']}") from error
+        config = told.get("vllm_config")
+        if not isinstance(config, dict) or not config.get("weight_transfer_config"):
+            raise Unfit(f"takes up no weights from memory; start it with {_WAYS['link']}")
+
     async def _take_adapter(self, handover: Handover) -> None:
         old = [row["id"] for row in await self._listed() if row.get("parent") and _is_ours(row["id"], handover.label)]
         if handover.label not in old:
-            body = {"lora_name": handover.label, "lora_path": str(handover.path)}
-            await self._ask("POST", "/v1/load_lora_adapter", body, seconds=_MANAGEMENT_SECONDS, reads=False)
+            body = {"lora_name": handover.label, "lora_path": str(handover.weights)}
+            await self._ask("POST", "/v1/load_lora_adapter", body, seconds=MANAGEMENT_SECONDS, reads=False)
         for name in set(old) - {handover.label}:
             await self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name}, reads=False)
 
     async def _take_weights(self, handover: Handover) -> None:
-        body = {"method": "reload_weights", "kwargs": {"weights_path": str(handover.path)}}
-        await self._ask("POST", "/collective_rpc", body, seconds=_MANAGEMENT_SECONDS, reads=False)
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(handover.weights)}}
+        await self._ask("POST", "/collective_rpc", body, seconds=MANAGEMENT_SECONDS, reads=False)
         await self._ask("POST", "/reset_prefix_cache", seconds=60.0, reads=False)
         await self._ask("POST", "/update_weight_version", {"new_version": handover.label}, seconds=60.0)
 

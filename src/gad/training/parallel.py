@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 from gad.config.run import Shard
 from gad.crew import Call, finite
 from gad.errors import ConfigError
-from gad.processes import Seat
+from gad.processes import Seat, reach
 from gad.training.watch import END, Watch
 
 R = TypeVar("R")
@@ -263,6 +263,7 @@ def joined(seat: Seat, shard: Shard, find_device: Callable[[], torch.device], st
     store = _store(seat)
     watch = Watch(seat, store, lambda: _store(seat, client=True), stall_seconds)
     with watch.watching():
+        watch.all_here(JOIN.total_seconds())
         device = find_device()
         watch.counts_cpu = device.type == "cpu"
         if device.type == "cuda":
@@ -282,6 +283,8 @@ def joined(seat: Seat, shard: Shard, find_device: Callable[[], torch.device], st
 
 def _store(seat: Seat, *, client: bool = False) -> Any:
     hosts = seat.rank == 0 and not client and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if not hosts:
+        reach(seat, JOIN.total_seconds())
     try:
         return dist.TCPStore(  # type: ignore[attr-defined]
             seat.host, seat.port, is_master=hosts, wait_for_workers=False, timeout=JOIN

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from gad.errors import GO_ON, Followed, GadError, Interrupted, is_out_of_memory
-from gad.processes import PARENT, Seat
+from gad.errors import GO_ON, Followed, GadError, Interrupted, TrainingStopped, is_out_of_memory
+from gad.processes import PARENT, TELL_SECONDS, Seat
 
 BEAT_SECONDS = 0.5
 SILENT_SECONDS = 10.0
@@ -93,6 +93,26 @@ class Watch:
                     return key
             time.sleep(pause)
             pause = min(0.05, pause * 1.2)
+
+    def all_here(self, seconds: float) -> None:
+        """In the first process, return once all have come. Raises TrainingStopped where one does not."""
+        began, told = time.monotonic(), False
+        while self._seat.rank == 0:
+            missing = [rank for rank in range(self._seat.size) if not self._store.check([f"beat/{rank}"])]
+            if not missing:
+                return
+            names = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing[:8]))}"
+            names += f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+            waited = time.monotonic() - began
+            if waited > seconds:
+                raise TrainingStopped(
+                    f"{names} of {self._seat.size} did not come within {seconds:g} s: look at what those processes "
+                    "said, and whether MASTER_ADDR and MASTER_PORT are the same for all"
+                )
+            if waited > TELL_SECONDS and not told:
+                print(f"waiting for {names} of {self._seat.size} to come", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(0.05)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -83,6 +83,14 @@ MISTAKES = {
         "  tuning: {kind: lora}\ndiscriminator: {kind: own, model: m, tuning: {kind: lora, first_layer: 2}, layer: 2}",
         "run.yaml:7: discriminator.layer=2 reads below discriminator.tuning.first_layer=2: use 3 or more",
     ),
+    "weights without a way": (
+        "compute: {engine: {kind: vllm_server, urls: ['http://a:1'], sync: weights}}",
+        "run.yaml:6: compute.engine: `sync_folder` is not set: sync: weights needs a folder that all servers see",
+    ),
+    "a folder that nobody reads": (
+        "compute: {engine: {kind: vllm_server, urls: ['http://a:1'], sync: nccl, sync_folder: x}}",
+        "run.yaml:6: compute.engine: `sync_folder`: x with sync: nccl, which needs none: leave it out",
+    ),
     "a server twice": (
         "compute: {engine: {kind: vllm_server, urls: ['http://a:1', 'http://a:1/'], sync_folder: x}}",
         "run.yaml:6: compute.engine: `urls` names a server twice: http://a:1, http://a:1",

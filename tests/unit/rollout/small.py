@@ -15,9 +15,11 @@ from gad.models.loading import load_model
 from gad.models.network import Member, Network
 from gad.records import Prompt
 from gad.rollout.engine import Engine, Request
+from gad.rollout.inspection import expected
 from gad.rollout.local import LocalEngine
-from gad.rollout.servers import ServerEngine, expected
+from gad.rollout.servers import ServerEngine
 from support import tiny
+from support.gloo_link import GlooLink
 from support.vllm_server import Behaviour, VllmServer
 from unit.models import plain
 
@@ -71,15 +73,16 @@ def requests(replies: int = 1, texts: tuple[str, ...] = TEXTS, shift: int = 0) -
 
 
 def settings(urls: list[str], shared: Path, **changes: Any) -> VllmServers:
-    """As in a run file, with times short enough for tests."""
+    """As in a run file, with times short enough for tests. What is said of NCCL here goes by gloo."""
     times = {"request_seconds": 60.0, "health_seconds": 5.0, "patience_seconds": 60.0}
-    return VllmServers.model_validate({"urls": urls, "sync_folder": shared, **times, **changes})
+    folder = {} if changes.get("sync") == "nccl" else {"sync_folder": shared}
+    return VllmServers.model_validate({"urls": urls, **folder, **times, **changes})
 
 
 def server_engine(member: Member, config: VllmServers, limit: int = LIMIT) -> ServerEngine:
     codec = tiny.codec()
     wants = expected(config, codec, "the-student")
-    return ServerEngine(member.network, codec, config, wants, max_reply_tokens=limit)
+    return ServerEngine(member.network, codec, config, wants, max_reply_tokens=limit, connect=GlooLink)
 
 
 @contextmanager

@@ -5,16 +5,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import httpx2
 import pytest
 import torch
 
@@ -29,7 +23,7 @@ from gad.rollout.vllm import VllmEngine
 from support import tiny
 from support.vllm_server import Behaviour
 from unit.models import plain
-from unit.rollout import small
+from unit.rollout import real_server, small
 
 GREEDY, FREE = Sampling(temperature=0.0), Sampling(temperature=0.8)
 REAL = (
@@ -50,9 +44,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "local",
         "servers, adapter",
         "servers, weights",
+        "servers, nccl",
         pytest.param("vllm", marks=REAL),
         pytest.param("vllm servers, adapter", marks=REAL),
         pytest.param("vllm servers, weights", marks=REAL),
+        pytest.param("vllm servers, nccl", marks=REAL),
     ],
 )
 def make(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
@@ -80,8 +76,8 @@ def make(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.
 
         yield in_process
     else:
-        with real_server(folder, shared / "log") as url:
-            config = small.settings([url], shared, sync=sync, request_seconds=120.0, health_seconds=20.0)
+        with real_server.started(folder, shared / "log") as server:
+            config = small.settings([server.url], shared, sync=sync, request_seconds=120.0, health_seconds=20.0)
             yield lambda member: small.server_engine(member, config)
 
 
@@ -195,45 +191,3 @@ def own_logps(member: Member, request: Request, ids: tuple[int, ...], temperatur
         states = hidden_states(member.network.backbone(), batch)
         logps, _ = reply_logps(states, batch.readout, member.network.head_VH, temperature=temperature)
     return list(logps[0].tolist())
-
-
-class real_server:  # noqa: N801 - used as a context
-    """vLLM's own server in a process of its own."""
-
-    def __init__(self, folder: Path, log: Path) -> None:
-        self._folder, self._log = folder, log
-
-    def __enter__(self) -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        switches = "--host 127.0.0.1 --dtype float32 --enforce-eager --max-model-len 256 --max-num-seqs 16"
-        switches += " --logprobs-mode processed_logprobs --enable-lora --max-lora-rank 16 --served-model-name student"
-        environment = {
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_SERVER_DEV_MODE": "1",
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        }
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self._folder)]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [*command, "--port", str(port), *switches.split()],
-                env={**os.environ, **environment},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            assert self._process.poll() is None, self._log.read_text(encoding="utf-8")[-3000:]
-            try:
-                httpx2.get(f"{url}/health")
-                return url
-            except httpx2.HTTPError:
-                time.sleep(0.5)
-        raise AssertionError("vLLM's server does not answer")
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(60)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import SafetensorError
 from starlette.responses import JSONResponse, PlainTextResponse
+from torch import Tensor
 
 from gad.config.training import Sampling
 from gad.errors import ConfigError, RolloutError
 from gad.models.network import Member
-from gad.rollout.servers import ServerEngine, check, expected
+from gad.rollout.inspection import check, expected
+from gad.rollout.servers import ServerEngine
 from gad.rollout.wire import PROBE_TEXT
 from support import tiny
+from support.gloo_link import GlooLink
 from support.vllm_server import ABORT, Behaviour, VllmServer
+from unit.models import plain
 from unit.rollout import small
 
 FREE = Sampling(temperature=0.8)
@@ -185,6 +192,63 @@ def test_a_prompt_that_breaks_every_server_ends_the_run(folder: Path, member: Me
             small.ids(engine, small.requests(1, TEXTS[:1]), FREE)
 
 
+@pytest.mark.parametrize("behaviour", [Behaviour(transfers=False), Behaviour(developer=False)])
+def test_a_server_that_takes_no_weights_from_memory_is_told_before_anything_is_computed(
+    behaviour: Behaviour, folder: Path, tmp_path: Path
+) -> None:
+    with small.serving(folder, behaviour) as (server,):
+        config = small.settings([server.url], tmp_path, sync="nccl")
+        with pytest.raises(
+            ConfigError, match=r"takes up no weights from memory.*--weight-transfer-config '{\"backend\""
+        ):
+            check(config, expected(config, tiny.codec(), "the-student"))
+
+
+def test_a_link_that_breaks_while_weights_travel_is_made_anew(
+    folder: Path, member: Member, right: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had arrived counts for nothing, and no reply is sampled before all has."""
+    sends, breaks = GlooLink.send, [True]
+
+    def break_once(self: GlooLink, bytes_B: Tensor) -> None:
+        if breaks.pop() if breaks else False:
+            raise RuntimeError("connection reset by peer")
+        sends(self, bytes_B)
+
+    monkeypatch.setattr(GlooLink, "send", break_once)
+    monkeypatch.setattr("support.gloo_link.PATIENCE", timedelta(seconds=1))
+    with small.serving(folder, Behaviour()) as (server,):
+        replies, _ = sampled(member, [server.url], tmp_path, sync="nccl")
+        assert replies == right
+        assert not breaks
+        assert server.version.endswith("-1")
+        assert server.paths.count("/init_weight_transfer_engine") == 2
+
+
+def test_an_update_that_an_earlier_run_left_open_is_ended_first(
+    folder: Path, member: Member, right: Any, tmp_path: Path
+) -> None:
+    """vLLM begins no second one."""
+    with small.serving(folder, Behaviour()) as (server,):
+        server._arriving = {}
+        assert sampled(member, [server.url], tmp_path, sync="nccl")[0] == right
+        assert server.paths.count("/finish_weight_update") == 2
+
+
+def test_weights_in_memory_are_those_of_their_version(folder: Path, tmp_path: Path) -> None:
+    """Training goes on with the weights themselves while a server may still ask for those before."""
+    member = small.student(folder)
+    wanted = small.requests(2, TEXTS)
+    expected_ids = small.ids(small.local(member), wanted, Sampling(temperature=0.0))
+    with small.serving(folder, Behaviour()) as (server,):
+        engine = small.server_engine(member, small.settings([server.url], tmp_path, sync="nccl"))
+        engine.load_weights(member, version=1)
+        engine._servers[0].compared = True
+        plain.shake(member, torch.float32, seed=5, scale=0.3)
+        assert small.ids(engine, wanted, Sampling(temperature=0.0)) == expected_ids
+        assert not list(tmp_path.iterdir())
+
+
 def mangled(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], None]:
     def mangle(answer: dict[str, Any]) -> None:
         change(answer["choices"][0])
@@ -319,6 +383,21 @@ def test_the_key_is_sent(folder: Path, member: Member, right: Any, tmp_path: Pat
 def test_a_folder_that_cannot_be_shared_is_named(member: Member, tmp_path: Path) -> None:
     engine = engine_for(member, small.settings([NOBODY], tmp_path / "absent"))
     with pytest.raises(ConfigError, match="compute.engine.sync_folder=.*absent"):
+        engine.load_weights(member, version=1)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("Error: No space left on device (os error 28)")]
+)
+def test_a_shared_folder_that_is_full_is_named(
+    error: Exception, member: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("gad.rollout.servers.write_adapter", full)
+    engine = engine_for(member, small.settings([NOBODY], tmp_path))
+    with pytest.raises(RolloutError, match=r"sync_folder=.*could not be written \(.*No space left.*make room"):
         engine.load_weights(member, version=1)
 
 
