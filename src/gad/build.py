@@ -17,6 +17,7 @@ from gad.config.models import (
     Lora,
     OwnDiscriminator,
     PromptConfig,
+    Quantization,
     SharedDiscriminator,
     StudentConfig,
     Tuning,
@@ -265,14 +266,27 @@ class Workshop:
     def _made(
         self, source: StudentConfig | OwnDiscriminator, tuning: Tuning, *, gradient_checkpointing: bool = False
     ) -> Network:
-        model = self._load(source.model, source.dtype, source.trust_remote_code)
+        if source.quantization is not None and self.crew.size > 1 and self._config.compute.shard != "none":
+            raise ConfigError(
+                f"quantization.kind={source.quantization.kind}: quantized weights are not shared out among processes; "
+                "use compute.shard=none, which keeps a whole base in each, or leave quantization out"
+            )
+        model = self._load(source.model, source.dtype, source.trust_remote_code, source.quantization)
         cannot = unfit(model, source.model)
         network = Network(model, tuning, gradient_checkpointing=gradient_checkpointing, crew=self.crew)
         network.unfit = cannot
         return network
 
-    def _load(self, reference: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
-        model = load_model(reference, dtype=self._type(dtype), device=self.device, trust_remote_code=trust_remote_code)
+    def _load(
+        self, reference: str, dtype: str, trust_remote_code: bool, quantization: Quantization | None = None
+    ) -> PreTrainedModel:
+        model = load_model(
+            reference,
+            dtype=self._type(dtype),
+            device=self.device,
+            trust_remote_code=trust_remote_code,
+            quantization=quantization,
+        )
         check_vocabulary(model, load_tokenizer(reference, trust_remote_code=trust_remote_code), reference)
         return model
 

@@ -40,7 +40,8 @@ class ComputeConfig(Section):
     rows_per_sampling_batch: PositiveInt = 64
     """Replies that are sampled side by side by the `local` engine; prompts in a batch of evaluation."""
     merge_adapters: bool = True
-    """Sample from a copy of the base with the adapter merged in: faster, at the memory of a second base."""
+    """Sample from a copy of the base with the adapter merged in: faster, at the memory of a second base, in
+    `student.dtype`. With `student.quantization` write false."""
     shard: Shard = "all"
     """Of several processes each keeps a share of every matrix: over `all` of them (FSDP), within a `machine` with
     copies between machines (HSDP), or `none`: each has the whole model, and only gradients travel."""
@@ -241,7 +242,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
         mistakes = [*self._discriminator_mistakes(), *self._warmup_mistakes(), *self._prompt_mistakes()]
-        mistakes += [*self._engine_mistakes(), *self._pair_mistakes()]
+        mistakes += [*self._engine_mistakes(), *self._quantization_mistakes(), *self._pair_mistakes()]
         if self._asks_teacher and self.teacher is None:
             mistakes.append("`evaluation.models`: kind: teacher asks the run's `teacher`, and there is none: add one")
         if mistakes:
@@ -280,6 +281,21 @@ class RunConfig(Section):
             yield (
                 f"compute.engine.kind={engine.kind} gives no log-probabilities from before top_p and top_k, which "
                 "adversarial.importance_cap needs: leave top_p and top_k out, or set importance_cap to null"
+            )
+
+    def _quantization_mistakes(self) -> Iterator[str]:
+        if self.student.quantization is None:
+            return
+        engine, found = self.compute.engine, f"student.quantization.kind={self.student.quantization.kind}"
+        if isinstance(engine, LocalEngine) and self.compute.merge_adapters:
+            yield (
+                f"{found} needs compute.merge_adapters=false: adapters are merged into a whole second base that is not "
+                "quantized, more memory than quantization saves"
+            )
+        if isinstance(engine, VllmServers) and engine.sync == "adapter":
+            yield (
+                f"{found} needs compute.engine.sync=weights: the servers' base is another than the quantized one that "
+                "the adapter is trained on"
             )
 
     def _pair_mistakes(self) -> Iterator[str]:

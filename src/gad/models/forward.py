@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gad.layouts import CacheBatch, PackedBatch, PaddedBatch, Readout, TokenBatch, TreeBatch
 from gad.models.attention import Carried, Causal, Masked, Owners, Plan, Prefix, Prefixed
+from gad.models.flex import Fused
 from gad.models.linear import product
 from gad.models.packed import Packed
 
@@ -32,10 +33,10 @@ def hidden_states(backbone: nn.Module, batch: TokenBatch) -> Tensor:
         case PaddedBatch():
             return run(backbone, batch.input_ids_RT, batch.position_ids_RT, Causal()).flatten(0, 1)
         case TreeBatch():
-            plan = Masked(batch.visible_RTT, batch.position_ids_RT)
+            plan = Fused.tree(batch) if batch.fused else Masked(batch.visible_RTT, batch.position_ids_RT)
             return run(backbone, batch.input_ids_RT, batch.position_ids_RT, plan).flatten(0, 1)
         case PackedBatch():
-            packed = Packed(batch.shapes)
+            packed = Fused.packed(batch) if batch.fused else Packed(batch.shapes)
             return run(backbone, batch.input_ids_RT, batch.position_ids_RT, packed).flatten(0, 1)
         case CacheBatch():
             prefix, last_PH = prompt_states(backbone, batch.prompt_ids_PT, batch.prompt_lengths_P)

@@ -23,6 +23,7 @@ from gad.errors import ModelError
 from gad.layouts import LayoutName
 from gad.models.adapter import fuse
 from gad.models.linear import speed_up
+from gad.models.quantized import is_quantized, plain_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,7 +164,8 @@ class Network:
     def effective(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """A member's weights by the names of a model without adapters: base + scaling * up @ down, not rounded.
 
-        With adapters only those of adapted layers, which alone differ from the base. All processes walk through it.
+        With adapters only those of adapted layers, which alone differ from the base, and all quantized layers as they
+        compute. All processes walk through it.
         """
         if self._peft is None:
             for key, source in self._model.named_parameters():
@@ -171,9 +173,11 @@ class Network:
             return
         for key, layer in self._model.named_modules():
             if isinstance(layer, BaseTunerLayer):
-                base = self.crew.full(layer.get_base_layer().weight)
+                base = self.crew.full(plain_weight(layer.get_base_layer()))
                 up, down = layer.lora_B[name].weight, layer.lora_A[name].weight
                 yield f"{key}.weight", torch.addmm(base.to(up.dtype), up, down, alpha=layer.scaling[name])
+            elif is_quantized(layer) and not key.endswith(".base_layer"):
+                yield f"{key}.weight", plain_weight(layer)
 
     def everything(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """All of a member's weights by the names of a model without adapters, in the base's type, rounded once.
