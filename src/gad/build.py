@@ -267,9 +267,11 @@ class Workshop:
         self, source: StudentConfig | OwnDiscriminator, tuning: Tuning, *, gradient_checkpointing: bool = False
     ) -> Network:
         if source.quantization is not None and self.crew.size > 1 and self._config.compute.shard != "none":
+            where = "student" if isinstance(source, StudentConfig) else "discriminator"
             raise ConfigError(
-                f"quantization.kind={source.quantization.kind}: quantized weights are not shared out among processes; "
-                "use compute.shard=none, which keeps a whole base in each, or leave quantization out"
+                f"{where}.quantization.kind={source.quantization.kind}: quantized weights are not shared out among "
+                f"processes, of which there are {self.crew.size}; use compute.shard=none, which keeps the base in each "
+                "of them, or leave quantization out"
             )
         model = self._load(source.model, source.dtype, source.trust_remote_code, source.quantization)
         cannot = unfit(model, source.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,21 +12,24 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from gad.build import Workshop
 from gad.config.models import Int8, Lora, Nf4, Quantization
+from gad.errors import ConfigError, Interrupted, MissingExtra
 from gad.layouts import build
+from gad.models import quantized
 from gad.models.counting import arithmetic
 from gad.models.forward import hidden_states
 from gad.models.loading import load_model
 from gad.models.network import Member, Network
 from gad.models.quantized import is_quantized, plain_weight
 from gad.models.trial import unfit
-from support import tiny
+from support import runs, tiny
 from unit.models import plain
 from unit.models.test_layout_equivalence import GROUPS, by_layout
 
 HERE = find_spec("bitsandbytes") is not None
+needs = pytest.mark.skipif(not HERE, reason="needs bitsandbytes")
 pytestmark = [
-    pytest.mark.skipif(not HERE, reason="needs bitsandbytes"),
     # what bitsandbytes' import and torch's own modules do
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:MatMul8bitLt. inputs will be cast:UserWarning"),
@@ -63,6 +67,21 @@ def apart(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+def test_without_bitsandbytes_the_message_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized, "find_spec", lambda _name: None)
+    with pytest.raises(MissingExtra, match=r"quantization.kind=nf4 needs packages .* pip install 'gad\[quantized\]'"):
+        load(folder, "nf4")
+
+
+def test_processes_that_share_weights_out_are_refused(tmp_path: Path) -> None:
+    crew: Any = SimpleNamespace(size=2, here=2, local=0, adopt=lambda _thing: None, tick=lambda: None)
+    student = {"model": str(tmp_path), "quantization": {"kind": "int8"}}
+    config = runs.run_config(tmp_path, tmp_path, student=student, compute={"device": "cpu", "merge_adapters": False})
+    with pytest.raises(ConfigError, match=r"^student.quantization.kind=int8: .* there are 2; use compute.shard"):
+        Workshop(config, crew)._made(config.student, config.student.tuning)
+
+
+@needs
 @pytest.mark.parametrize(("kind", "most"), [("int8", 0.02), ("nf4", 0.25)])
 def test_states_are_near_those_of_the_whole_base(folder: Path, kind: str, most: float) -> None:
     with torch.no_grad():
@@ -70,6 +89,7 @@ def test_states_are_near_those_of_the_whole_base(folder: Path, kind: str, most: 
     assert 1e-4 < apart(found, expected) < most
 
 
+@needs
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_linear_layers_but_the_head_are_held_in_few_bits(folder: Path, kind: str) -> None:
     model = load(folder, kind)
@@ -85,11 +105,13 @@ def test_all_linear_layers_but_the_head_are_held_in_few_bits(folder: Path, kind:
     assert counted == whole
 
 
+@needs
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layout_and_sampling_pass_the_trial(folder: Path, kind: str) -> None:
     assert unfit(load(folder, kind), "tiny") == {}
 
 
+@needs
 @pytest.mark.parametrize(("kind", "value", "slope"), [("int8", 0.02, 0.05), ("nf4", 1e-5, 1e-4)])
 def test_gradients_are_those_of_the_numbers_that_the_base_stands_for(
     folder: Path, kind: str, value: float, slope: float
@@ -111,6 +133,7 @@ def test_gradients_are_those_of_the_numbers_that_the_base_stands_for(
     assert apart(mine, theirs) < slope
 
 
+@needs
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_update_moves_adapters_alone(folder: Path, kind: str) -> None:
     member = member_of(load(folder, kind))
@@ -127,6 +150,7 @@ def test_an_update_moves_adapters_alone(folder: Path, kind: str) -> None:
     assert set(member.state()) == set(member_of(load(folder, None)).state())  # checkpoints fit either base
 
 
+@needs
 @pytest.mark.parametrize(("kind", "most"), [("int8", 0.02), ("nf4", 1e-5)])
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])
 def test_what_is_written_is_an_ordinary_model_that_computes_the_same(
@@ -148,10 +172,8 @@ def test_what_is_written_is_an_ordinary_model_that_computes_the_same(
         assert apart(last_states(network), last_states(Network(written, Lora()))) < most
 
 
+@needs
 def test_a_run_with_a_base_in_four_bits_is_stopped_goes_on_and_writes_an_ordinary_student(tmp_path: Path) -> None:
-    from gad.errors import Interrupted
-    from support import runs
-
     model = tiny.save(tmp_path / "model")
     student = {"model": str(model), "dtype": "float32", "tuning": {"kind": "lora", "rank": 4}}
     changes = {
