@@ -17,7 +17,6 @@ from gad.config.models import (
     Lora,
     OwnDiscriminator,
     PromptConfig,
-    Quantization,
     SharedDiscriminator,
     StudentConfig,
     Tuning,
@@ -26,7 +25,7 @@ from gad.config.run import RunConfig
 from gad.config.training import BradleyTerry, Optimizer, Sampling
 from gad.crew import ALONE, Crew, Here, everywhere, shared
 from gad.errors import ConfigError, ModelError
-from gad.models import arithmetic, counting
+from gad.models import arithmetic, counting, quantized
 from gad.models.loading import check_vocabulary, load_model, load_tokenizer
 from gad.models.network import Member, Network
 from gad.models.scorer import Scorer
@@ -102,7 +101,7 @@ class Workshop:
     def visitor(self, model: LocalModel) -> tuple[LocalEngine, Codec]:
         """A model that nobody trains here, to sample from; it is not kept. Raises as `visitor_codec`."""
         codec = self.visitor_codec(model)
-        loaded = self._load(model.model, model.dtype, model.trust_remote_code)
+        loaded = self._load(model)
         unfit(loaded, model.model)
         compute = self._config.compute
         engine = LocalEngine(
@@ -266,28 +265,21 @@ class Workshop:
     def _made(
         self, source: StudentConfig | OwnDiscriminator, tuning: Tuning, *, gradient_checkpointing: bool = False
     ) -> Network:
-        if source.quantization is not None and self.crew.size > 1 and self._config.compute.shard != "none":
-            where = "student" if isinstance(source, StudentConfig) else "discriminator"
-            raise ConfigError(
-                f"{where}.quantization.kind={source.quantization.kind}: quantized weights are not shared out among "
-                f"processes, of which there are {self.crew.size}; use compute.shard=none, which keeps the base in each "
-                "of them, or leave quantization out"
-            )
-        model = self._load(source.model, source.dtype, source.trust_remote_code, source.quantization)
+        quantized.check_processes(source, self.crew.size, self._config.compute.shard)
+        model = self._load(source)
         cannot = unfit(model, source.model)
         network = Network(model, tuning, gradient_checkpointing=gradient_checkpointing, crew=self.crew)
         network.unfit = cannot
         return network
 
-    def _load(
-        self, reference: str, dtype: str, trust_remote_code: bool, quantization: Quantization | None = None
-    ) -> PreTrainedModel:
+    def _load(self, source: StudentConfig | OwnDiscriminator | LocalModel) -> PreTrainedModel:
+        reference, trust_remote_code = source.model, source.trust_remote_code
         model = load_model(
             reference,
-            dtype=self._type(dtype),
+            dtype=self._type(source.dtype),
             device=self.device,
             trust_remote_code=trust_remote_code,
-            quantization=quantization,
+            quantization=None if isinstance(source, LocalModel) else source.quantization,
         )
         check_vocabulary(model, load_tokenizer(reference, trust_remote_code=trust_remote_code), reference)
         return model

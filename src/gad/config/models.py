@@ -33,7 +33,8 @@ Tuning = Annotated[Lora | Full, Field(discriminator="kind")]
 
 
 class Int8(Section):
-    """Hold the frozen base in 8 bits (LLM.int8(), arXiv 2208.07339): `pip install 'gad[quantized]'`."""
+    """Hold the frozen base in 8 bits and multiply in them (LLM.int8(), arXiv 2208.07339), which rounds the inputs of
+    each layer too: `pip install 'gad[quantized]'`."""
 
     kind: Literal["int8"] = "int8"
     threshold: NonNegativeFloat = 6.0

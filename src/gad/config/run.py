@@ -16,7 +16,7 @@ from gad.config.compared import TEACHER, AskedTeacher, ComparedModel, EndpointMo
 from gad.config.data import DataConfig
 from gad.config.judging import JudgingConfig
 from gad.config.models import DiscriminatorConfig, Lora, PromptConfig, SharedDiscriminator, StudentConfig
-from gad.config.rollout import Engine, LocalEngine, VllmServers
+from gad.config.rollout import Engine, LocalEngine, VllmServers, quantization_mistakes
 from gad.config.teacher import TeacherConfig
 from gad.config.training import AdversarialConfig, Optimizer, Sampling, SeqkdConfig, WarmupConfig
 
@@ -242,7 +242,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
         mistakes = [*self._discriminator_mistakes(), *self._warmup_mistakes(), *self._prompt_mistakes()]
-        mistakes += [*self._engine_mistakes(), *self._quantization_mistakes(), *self._pair_mistakes()]
+        mistakes += [*self._engine_mistakes(), *self._pair_mistakes()]
+        mistakes += quantization_mistakes(self.student.quantization, self.compute.engine, self.compute.merge_adapters)
         if self._asks_teacher and self.teacher is None:
             mistakes.append("`evaluation.models`: kind: teacher asks the run's `teacher`, and there is none: add one")
         if mistakes:
@@ -281,21 +282,6 @@ class RunConfig(Section):
             yield (
                 f"compute.engine.kind={engine.kind} gives no log-probabilities from before top_p and top_k, which "
                 "adversarial.importance_cap needs: leave top_p and top_k out, or set importance_cap to null"
-            )
-
-    def _quantization_mistakes(self) -> Iterator[str]:
-        if self.student.quantization is None:
-            return
-        engine, found = self.compute.engine, f"student.quantization.kind={self.student.quantization.kind}"
-        if isinstance(engine, LocalEngine) and self.compute.merge_adapters:
-            yield (
-                f"{found} needs compute.merge_adapters=false: adapters are merged into a whole second base that is not "
-                "quantized, more memory than quantization saves"
-            )
-        if isinstance(engine, VllmServers) and engine.sync == "adapter":
-            yield (
-                f"{found} needs compute.engine.sync=weights: the servers' base is another than the quantized one that "
-                "the adapter is trained on"
             )
 
     def _pair_mistakes(self) -> Iterator[str]:

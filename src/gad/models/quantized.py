@@ -6,6 +6,7 @@ of its own. Embeddings, norms and the output head stay as they are.
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from typing import Any, assert_never
 
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
-from gad.config.models import Int8, Nf4, Quantization
-from gad.errors import MissingExtra
+from gad.config.models import Int8, Nf4, OwnDiscriminator, Quantization, StudentConfig
+from gad.errors import ConfigError, MissingExtra
 
 
 def arguments(quantization: Quantization, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -24,6 +25,8 @@ def arguments(quantization: Quantization, dtype: torch.dtype, device: torch.devi
     """
     if find_spec("bitsandbytes") is None:
         raise MissingExtra(f"quantization.kind={quantization.kind}", "quantized")
+    # At every product of 8 bits it warns that inputs become float16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     match quantization:
         case Int8(threshold=threshold):
             how = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold)
@@ -37,6 +40,18 @@ def arguments(quantization: Quantization, dtype: torch.dtype, device: torch.devi
         case _:
             assert_never(quantization)
     return {"quantization_config": how, "device_map": {"": device}}
+
+
+def check_processes(source: StudentConfig | OwnDiscriminator, processes: int, shard: str) -> None:
+    """Raises ConfigError where several processes would share out quantized weights."""
+    if source.quantization is None or processes == 1 or shard == "none":
+        return
+    where = "student" if isinstance(source, StudentConfig) else "discriminator"
+    raise ConfigError(
+        f"{where}.quantization.kind={source.quantization.kind}: quantized weights are not shared out among processes, "
+        f"of which there are {processes}; use compute.shard=none, which keeps the base in each of them, or leave "
+        "quantization out"
+    )
 
 
 def is_quantized(module: nn.Module) -> bool:

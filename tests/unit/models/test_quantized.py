@@ -32,7 +32,6 @@ needs = pytest.mark.skipif(not HERE, reason="needs bitsandbytes")
 pytestmark = [
     # what bitsandbytes' import and torch's own modules do
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:MatMul8bitLt. inputs will be cast:UserWarning"),
 ]
 CPU = torch.device("cpu")
 KINDS: dict[str, Quantization] = {"int8": Int8(), "nf4": Nf4()}
@@ -82,7 +81,7 @@ def test_processes_that_share_weights_out_are_refused(tmp_path: Path) -> None:
 
 
 @needs
-@pytest.mark.parametrize(("kind", "most"), [("int8", 0.02), ("nf4", 0.25)])
+@pytest.mark.parametrize(("kind", "most"), [("int8", 0.06), ("nf4", 0.3)])
 def test_states_are_near_those_of_the_whole_base(folder: Path, kind: str, most: float) -> None:
     with torch.no_grad():
         found, expected = (last_states(Network(load(folder, each), Lora())) for each in (kind, None))
@@ -112,7 +111,7 @@ def test_every_layout_and_sampling_pass_the_trial(folder: Path, kind: str) -> No
 
 
 @needs
-@pytest.mark.parametrize(("kind", "value", "slope"), [("int8", 0.02, 0.05), ("nf4", 1e-5, 1e-4)])
+@pytest.mark.parametrize(("kind", "value", "slope"), [("int8", 0.06, 0.1), ("nf4", 1e-5, 1e-4)])
 def test_gradients_are_those_of_the_numbers_that_the_base_stands_for(
     folder: Path, kind: str, value: float, slope: float
 ) -> None:
@@ -151,7 +150,7 @@ def test_an_update_moves_adapters_alone(folder: Path, kind: str) -> None:
 
 
 @needs
-@pytest.mark.parametrize(("kind", "most"), [("int8", 0.02), ("nf4", 1e-5)])
+@pytest.mark.parametrize(("kind", "most"), [("int8", 0.06), ("nf4", 1e-5)])
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])
 def test_what_is_written_is_an_ordinary_model_that_computes_the_same(
     folder: Path, kind: str, most: float, targets: str | tuple[str, ...]
