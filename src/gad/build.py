@@ -102,7 +102,7 @@ class Workshop:
         """A model that nobody trains here, to sample from; it is not kept. Raises as `visitor_codec`."""
         codec = self.visitor_codec(model)
         loaded = self._load(model)
-        unfit(loaded, model.model)
+        unfit(loaded, model.model, trains=False)
         compute = self._config.compute
         engine = LocalEngine(
             Network(loaded, Lora()),
@@ -215,7 +215,7 @@ class Workshop:
         plain = load_model(
             student.model,
             dtype=self._type(student.dtype),
-            device=self.device,
+            device=self.device if student.quantization is None else torch.device("cpu"),  # it may not fit beside
             trust_remote_code=student.trust_remote_code,
         )
         self._write(member, Here(plain))
@@ -273,15 +273,15 @@ class Workshop:
         return network
 
     def _load(self, source: StudentConfig | OwnDiscriminator | LocalModel) -> PreTrainedModel:
-        reference, trust_remote_code = source.model, source.trust_remote_code
         model = load_model(
-            reference,
+            source.model,
             dtype=self._type(source.dtype),
             device=self.device,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=source.trust_remote_code,
             quantization=None if isinstance(source, LocalModel) else source.quantization,
         )
-        check_vocabulary(model, load_tokenizer(reference, trust_remote_code=trust_remote_code), reference)
+        tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
+        check_vocabulary(model, tokenizer, source.model)
         return model
 
     def _scorer_trainer(self, scorer: Scorer, optimizer: Optimizer | None, total_steps: int) -> DiscriminatorTrainer:

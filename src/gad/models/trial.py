@@ -30,8 +30,8 @@ LONGER = 12
 """FlexAttention is tried on prompts and replies that are so many times longer: over several of its blocks."""
 
 
-def unfit(model: PreTrainedModel, reference: str) -> dict[LayoutName, str]:
-    """Layouts that the model cannot do, and why.
+def unfit(model: PreTrainedModel, reference: str, *, trains: bool = True) -> dict[LayoutName, str]:
+    """Layouts that the model cannot do, and why. trains: it will be trained, so kernels for that are tried too.
 
     Raises ModelError where it cannot do padded rows, or replies that read their prompt's keys and values, which is
     sampling too: without these nothing here works.
@@ -62,7 +62,7 @@ def unfit(model: PreTrainedModel, reference: str) -> dict[LayoutName, str]:
         for layout in ALL
         if off[layout] > far
     }
-    if model.device.type == "cuda" and "packed" not in found and (fault := fused_fault(model, groups, far)):
+    if trains and model.device.type == "cuda" and "packed" not in found and (fault := fused_fault(model, groups, far)):
         found["packed"] = f"FlexAttention does not work here: {fault}"
     return found
 
