@@ -76,7 +76,7 @@ MISTAKES = {
     ),
     "a quantized base that is trained": (
         "  tuning: {kind: full}\n  quantization: {kind: nf4}",
-        "run.yaml:4: student: quantization.kind=nf4 holds a frozen base, and tuning.kind=full trains it: use "
+        "run.yaml:7: student: quantization.kind=nf4 holds a frozen base, and tuning.kind=full trains it: use "
         "tuning.kind=lora, or leave quantization out",
     ),
     "a quantized discriminator that is trained": (

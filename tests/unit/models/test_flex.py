@@ -253,7 +253,7 @@ def test_auto_takes_packed_rows_on_cuda() -> None:
     assert "packed" in made.among
     assert made._layout(GROUPS) == "packed"
     explained = made._explain(GROUPS, "packed")
-    assert "layout packed, which computes least (77 tokens, 16,384 query-key pairs)" in explained
+    assert "layout packed, which computes least (76 tokens, 16,384 query-key pairs)" in explained
 
 
 def test_without_flexattention_packed_is_left_out_on_cuda_and_the_log_says_why() -> None:

@@ -81,7 +81,7 @@ def test_processes_that_share_weights_out_are_refused(tmp_path: Path) -> None:
 
 
 @needs
-@pytest.mark.parametrize(("kind", "most"), [("int8", 0.06), ("nf4", 0.3)])
+@pytest.mark.parametrize(("kind", "most"), [("int8", 0.06), ("nf4", 0.4)])
 def test_states_are_near_those_of_the_whole_base(folder: Path, kind: str, most: float) -> None:
     with torch.no_grad():
         found, expected = (last_states(Network(load(folder, each), Lora())) for each in (kind, None))
@@ -111,7 +111,7 @@ def test_every_layout_and_sampling_pass_the_trial(folder: Path, kind: str) -> No
 
 
 @needs
-@pytest.mark.parametrize(("kind", "value", "slope"), [("int8", 0.06, 0.1), ("nf4", 1e-5, 1e-4)])
+@pytest.mark.parametrize(("kind", "value", "slope"), [("int8", 0.06, 0.15), ("nf4", 1e-5, 1e-4)])
 def test_gradients_are_those_of_the_numbers_that_the_base_stands_for(
     folder: Path, kind: str, value: float, slope: float
 ) -> None:
@@ -179,17 +179,19 @@ def test_a_run_with_a_base_in_four_bits_is_stopped_goes_on_and_writes_an_ordinar
         "student": {**student, "quantization": {"kind": "nf4"}},
         "compute": {"device": "cpu", "threads": 1, "merge_adapters": False},
         "seqkd": None,
+        "warmup": None,
     }
     straight = runs.run(runs.run_config(tmp_path, model, **changes))
     config = runs.run_config(tmp_path, model, **changes, name="stopped")
     with pytest.raises(Interrupted):
         runs.run(config, runs.StopAfter(4))
     stopped = runs.run(config)
+    assert len(runs.metrics(stopped)) > 3
     assert runs.metrics(stopped) == runs.metrics(straight)
     rows = runs.metrics(straight)
     assert rows[0]["rollout/logp_gap"] < 1e-4  # samples come from the base that is trained on
     written, base = (AutoModelForCausalLM.from_pretrained(each) for each in (straight / "student", model))
     assert getattr(written.config, "quantization_config", None) is None
     assert {parameter.dtype for parameter in written.parameters()} == {torch.float32}
-    weight, old = (each.model.layers[0].mlp.up_proj.weight for each in (written, base))
+    weight, old = (each.model.layers[0].mlp.up_proj.weight.detach() for each in (written, base))
     assert 0.01 < apart(weight, old) < 0.2  # rounding to 4 bits
