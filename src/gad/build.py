@@ -25,7 +25,7 @@ from gad.config.run import RunConfig
 from gad.config.training import BradleyTerry, Optimizer, Sampling
 from gad.crew import ALONE, Crew, Here, everywhere, shared
 from gad.errors import ConfigError, ModelError
-from gad.models import arithmetic, counting, trial
+from gad.models import arithmetic, counting, quantized, trial
 from gad.models.loading import check_vocabulary, load_model, load_tokenizer
 from gad.models.network import Member, Network
 from gad.models.scorer import Scorer
@@ -100,8 +100,8 @@ class Workshop:
     def visitor(self, model: LocalModel) -> tuple[LocalEngine, Codec]:
         """A model that nobody trains here, to sample from; it is not kept. Raises as `visitor_codec`."""
         codec = self.visitor_codec(model)
-        loaded = self._load(model.model, model.dtype, model.trust_remote_code)
-        trial.unfit(loaded, model.model)
+        loaded = self._load(model)
+        trial.unfit(loaded, model.model, trains=False)
         compute = self._config.compute
         engine = LocalEngine(
             Network(loaded, Lora()),
@@ -214,7 +214,7 @@ class Workshop:
         plain = load_model(
             student.model,
             dtype=self._type(student.dtype),
-            device=self.device,
+            device=self.device if student.quantization is None else torch.device("cpu"),  # it may not fit beside
             trust_remote_code=student.trust_remote_code,
         )
         self._write(member, Here(plain))
@@ -264,16 +264,24 @@ class Workshop:
     def _made(
         self, source: StudentConfig | OwnDiscriminator, tuning: Tuning, *, gradient_checkpointing: bool = False
     ) -> Network:
-        model = self._load(source.model, source.dtype, source.trust_remote_code)
+        quantized.check_processes(source, self.crew.size, self._config.compute.shard)
+        model = self._load(source)
         cannot, shortcuts = trial.unfit(model, source.model), trial.shortcuts(model)
         network = Network(model, tuning, gradient_checkpointing=gradient_checkpointing, crew=self.crew)
         network.unfit = cannot
         network.narrows, network.shares = shortcuts
         return network
 
-    def _load(self, reference: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
-        model = load_model(reference, dtype=self._type(dtype), device=self.device, trust_remote_code=trust_remote_code)
-        check_vocabulary(model, load_tokenizer(reference, trust_remote_code=trust_remote_code), reference)
+    def _load(self, source: StudentConfig | OwnDiscriminator | LocalModel) -> PreTrainedModel:
+        model = load_model(
+            source.model,
+            dtype=self._type(source.dtype),
+            device=self.device,
+            trust_remote_code=source.trust_remote_code,
+            quantization=None if isinstance(source, LocalModel) else source.quantization,
+        )
+        tokenizer = load_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
+        check_vocabulary(model, tokenizer, source.model)
         return model
 
     def _scorer_trainer(self, scorer: Scorer, optimizer: Optimizer | None, total_steps: int) -> DiscriminatorTrainer:

@@ -23,6 +23,7 @@ _PURPOSE = {
     "train": "training and sampling",
     "hub": "data sets of the Hugging Face hub by name",
     "arena": "the blind comparison page",
+    "quantized": "a frozen base in 8 or 4 bits",
     "vllm": "sampling by vLLM inside the training process; servers need nothing here",
 }
 _KEYS = ("OPENAI_API_KEY", "HF_TOKEN")

@@ -1,6 +1,7 @@
 """What a layout computes for given lengths, which layout computes least, and how groups become micro-batches.
 
-P prompts, B replies. Counts are those of dense kernels, padding included.
+P prompts, B replies. Counts are those of dense kernels, padding included. "Fused" are `tree` and `packed` where
+FlexAttention computes them, which is on CUDA.
 """
 
 from __future__ import annotations
@@ -11,30 +12,43 @@ from typing import assert_never
 from gad.layouts import LayoutName, TokenGroup, query_blocks
 
 DENSE: tuple[LayoutName, ...] = ("padded", "tree", "cache")
-"""Layouts of few large kernels, for any device. `packed` is many small ones, which suits a CPU alone."""
+"""Layouts of few large kernels, for any device. `packed` is many small ones, which suits a CPU alone, or on CUDA one of
+FlexAttention's."""
 ALL: tuple[LayoutName, ...] = (*DENSE, "packed")
+BLOCK = 128
+"""FlexAttention computes or leaves out blocks of so many queries by so many keys (torch's default)."""
 
 
 def choose(
-    groups: Sequence[TokenGroup], *, linear_flops: float, pair_flops: float, among: Sequence[LayoutName] = DENSE
+    groups: Sequence[TokenGroup],
+    *,
+    linear_flops: float,
+    pair_flops: float,
+    among: Sequence[LayoutName] = DENSE,
+    fused: bool = False,
 ) -> LayoutName:
     """The layout that computes least: `linear_flops` a token, `pair_flops` a query-key pair, padding included.
 
     `cache` goes through the layers twice, which pays only where a prompt has several replies: with one each, the
     quickstart's steps took 2.3 s by it and 1.9 s padded.
     """
-    costs = weigh(groups, linear_flops=linear_flops, pair_flops=pair_flops, among=among)
+    costs = weigh(groups, linear_flops=linear_flops, pair_flops=pair_flops, among=among, fused=fused)
     fair = [layout for layout in among if layout != "cache" or shares(groups)]
     return min(fair, key=lambda layout: costs[layout])
 
 
 def weigh(
-    groups: Sequence[TokenGroup], *, linear_flops: float, pair_flops: float, among: Sequence[LayoutName]
+    groups: Sequence[TokenGroup],
+    *,
+    linear_flops: float,
+    pair_flops: float,
+    among: Sequence[LayoutName],
+    fused: bool = False,
 ) -> dict[LayoutName, float]:
     """What each layout costs, in the unit of `linear_flops` and `pair_flops`."""
     costs: dict[LayoutName, float] = {}
     for layout in among:
-        tokens, pairs = computed(groups, layout)
+        tokens, pairs = computed(groups, layout, fused=fused)
         costs[layout] = tokens * linear_flops + pairs * pair_flops
     return costs
 
@@ -44,8 +58,11 @@ def shares(groups: Sequence[TokenGroup]) -> bool:
     return any(len(group.replies) > 1 for group in groups)
 
 
-def computed(groups: Sequence[TokenGroup], layout: LayoutName) -> tuple[int, int]:
-    """Tokens and query-key pairs that are computed for one batch of these groups, padding included."""
+def computed(groups: Sequence[TokenGroup], layout: LayoutName, *, fused: bool = False) -> tuple[int, int]:
+    """Tokens and query-key pairs that are computed for one batch of these groups, padding included.
+
+    Windows, by which fewer may be computed, are not looked at.
+    """
     count = len(groups)
     replies = sum(len(group.replies) for group in groups)
     prompt = max(len(group.prompt) for group in groups)
@@ -56,12 +73,16 @@ def computed(groups: Sequence[TokenGroup], layout: LayoutName) -> tuple[int, int
             return replies * width, replies * width**2
         case "tree":
             width = max(len(group.prompt) + sum(map(len, group.replies)) for group in groups)
-            return count * width, count * width**2
+            pairs = sum(_block_pairs([group.lengths], width) for group in groups) if fused else count * width**2
+            return count * width, pairs
         case "cache":
             return count * prompt + replies * reply, count * prompt**2 + replies * reply * (prompt + reply)
         case "packed":
             tokens = sum(len(group.prompt) + sum(map(len, group.replies)) for group in groups)
-            return tokens, sum(map(_packed_pairs, groups))
+            if not fused:
+                return tokens, sum(map(_packed_pairs, groups))
+            lengths = [group.lengths for group in groups]
+            return tokens, _block_pairs([(prompt, sorted(replies)[::-1]) for prompt, replies in lengths], tokens)
         case _:
             assert_never(layout)
 
@@ -71,6 +92,27 @@ def _packed_pairs(group: TokenGroup) -> int:
     lengths = sorted(map(len, group.replies), reverse=True)
     own = sum((end - start) * end for start, end, _ in query_blocks([prompt]))
     return own + sum(rows * (end - start) * (prompt + end) for start, end, rows in query_blocks(lengths))
+
+
+def _block_pairs(groups: Sequence[tuple[int, Sequence[int]]], width: int) -> int:
+    """Pairs in the blocks of a row of `width` tokens where anything is visible: of every branch its own past and its
+    prompt. groups: tokens of each prompt and of its replies, in the order of the row."""
+    seen: list[set[int]] = [set() for _ in range(0, width, BLOCK)]
+    start = 0
+    for prompt, replies in groups:
+        shared = range(start // BLOCK, (start + prompt - 1) // BLOCK + 1)
+        for length in (prompt, *replies):
+            _see(seen, shared, start, start + length)
+            start += length
+    _see(seen, shared, start, width)  # padding
+    return BLOCK**2 * sum(map(len, seen))
+
+
+def _see(seen: list[set[int]], prompt: range, start: int, end: int) -> None:
+    """Note for the blocks of a branch which blocks of keys it looks at."""
+    first = start // BLOCK
+    for block in range(first, (end - 1) // BLOCK + 1) if end > start else ():
+        seen[block].update(range(first, block + 1), (each for each in prompt if each <= block))
 
 
 def micro_batches(

@@ -83,12 +83,22 @@ class PaddedBatch:
 
 @dataclass(frozen=True, slots=True)
 class TreeBatch:
-    """One row per prompt. `visible_RTT`: query may see key."""
+    """One row per prompt. branch_RT: 0 on the prompt, 1 and more on its replies, -1 on padding.
+
+    fused: attention is FlexAttention's, which needs no mask of T x T.
+    """
 
     input_ids_RT: Tensor
     position_ids_RT: Tensor
-    visible_RTT: Tensor
+    branch_RT: Tensor
     readout: Readout
+    fused: bool = False
+
+    @property
+    def visible_RTT(self) -> Tensor:
+        """Query may see key: its own branch so far, and the prompt."""
+        keys_R1T = self.branch_RT[:, None, :]
+        return ((self.branch_RT[:, :, None] == keys_R1T) | (keys_R1T == 0)).tril()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,28 +121,30 @@ class PackedBatch:
     """One row for all groups; R is 1. In the row a group's replies stand longest first; the readout has them in order.
 
     shapes: of each group the prompt's tokens and its replies', longest first.
+    fused: attention is FlexAttention's, and not computed group by group.
     """
 
     input_ids_RT: Tensor
     position_ids_RT: Tensor
     shapes: tuple[tuple[int, tuple[int, ...]], ...]
     readout: Readout
+    fused: bool = False
 
 
 TokenBatch = PaddedBatch | TreeBatch | CacheBatch | PackedBatch
 
 
-def build(groups: Sequence[TokenGroup], layout: LayoutName) -> TokenBatch:
-    """Lay out whole groups. Replies keep their order: group by group, as given."""
+def build(groups: Sequence[TokenGroup], layout: LayoutName, *, fused: bool = False) -> TokenBatch:
+    """Lay out whole groups. Replies keep their order: group by group, as given. fused: see `TreeBatch`."""
     match layout:
         case "padded":
             return _padded(groups)
         case "tree":
-            return _tree(groups)
+            return replace(_tree(groups), fused=fused)
         case "cache":
             return _cache(groups)
         case "packed":
-            return _packed(groups)
+            return replace(_packed(groups), fused=fused)
         case _:
             assert_never(layout)
 
@@ -185,10 +197,8 @@ def _tree(groups: Sequence[TokenGroup]) -> TreeBatch:
             starts.append(row * width + offset)
             firsts.append(row * width + len(group.prompt) - 1)
             offset = end
-    same_branch = branch_RT[:, :, None] == branch_RT[:, None, :]
-    visible_RTT = (same_branch | (branch_RT[:, None, :] == 0)).tril()
     replies = [reply for group in groups for reply in group.replies]
-    return TreeBatch(ids_RT, positions_RT, visible_RTT, _readout(replies, starts, firsts))
+    return TreeBatch(ids_RT, positions_RT, branch_RT, _readout(replies, starts, firsts))
 
 
 def _cache(groups: Sequence[TokenGroup]) -> CacheBatch:

@@ -9,6 +9,7 @@ from typing import Any
 from gad.bill import bill
 from gad.config.compared import TEACHER
 from gad.config.data import HeldOutShare, Source
+from gad.config.models import Int8, Nf4
 from gad.config.run import RunConfig
 from gad.data import DataSets, LoadedSet, PromptSet, load_asked, load_data
 from gad.data.sources import is_remote
@@ -53,6 +54,7 @@ def _student(config: RunConfig) -> list[Line]:
     lines = [
         ("model", student.model),
         ("trained", student.tuning.kind + (f", rank {student.tuning.rank}" if student.tuning.kind == "lora" else "")),
+        *_held(config),
         ("prompt and reply", f"at most {limits.max_prompt_tokens:,} and {limits.max_reply_tokens:,} tokens"),
     ]
     folder = Path(student.model).expanduser()
@@ -75,6 +77,17 @@ def _student(config: RunConfig) -> list[Line]:
         ("context", f"{context} tokens"),
         ("weights", f"{bytes_there / 1e9:.3g} GB"),
     ]
+
+
+def _held(config: RunConfig) -> list[Line]:
+    """Linear layers of the frozen base, where they are quantized."""
+    match config.student.quantization:
+        case None:
+            return []
+        case Int8():
+            return [("frozen base", "linear layers held in 8 bits, half of what bfloat16 takes")]
+        case Nf4():
+            return [("frozen base", "linear layers held in 4 bits, about a quarter of what bfloat16 takes")]
 
 
 def _shape(folder: Path) -> dict[str, Any]:

@@ -45,6 +45,15 @@ def test_steps_batches_and_replies_by_hand(tmp_path: Path) -> None:
     assert plan["evaluation"]["independent discriminator"] == "2 steps of 4 prompts, each with 2 samples"
 
 
+def test_a_quantized_base_is_said(tmp_path: Path) -> None:
+    compute = {"merge_adapters": False}
+    assert "frozen base" not in lines(runs.run_config(tmp_path, "no/model"))["student"]
+    for kind, bits in (("int8", "8 bits"), ("nf4", "4 bits")):
+        student = {"model": "no/model", "quantization": {"kind": kind}}
+        plan = lines(runs.run_config(tmp_path, "no/model", student=student, compute=compute))
+        assert bits in plan["student"]["frozen base"]
+
+
 def test_epochs_become_steps_and_a_batch_larger_than_the_data_is_said(tmp_path: Path) -> None:
     base = runs.run_config(tmp_path, "no/model").model_dump()
     settings = {**base["adversarial"], "steps": None, "epochs": 2.5, "batch_size": 5}

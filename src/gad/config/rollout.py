@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from gad.config.base import Section
+from gad.config.models import Quantization
 from gad.config.teacher import ApiUrl, EnvironmentVariable
 
 
@@ -73,3 +75,19 @@ class VllmServers(Section):
 
 
 Engine = Annotated[LocalEngine | VllmEngine | VllmServers, Field(discriminator="kind")]
+
+
+def quantization_mistakes(quantization: Quantization | None, engine: Engine, merge_adapters: bool) -> Iterator[str]:
+    """Why replies would not be sampled from the quantized base that is trained on, or not with its memory."""
+    if quantization is None:
+        return
+    if isinstance(engine, LocalEngine) and merge_adapters:
+        yield (
+            f"student.quantization.kind={quantization.kind} needs compute.merge_adapters=false: adapters are merged "
+            "into a whole second base that is not quantized, more memory than quantization saves"
+        )
+    if isinstance(engine, VllmServers) and engine.sync == "adapter":
+        yield (
+            f"student.quantization.kind={quantization.kind} needs compute.engine.sync=weights or nccl: the servers' base is "
+            "another than the quantized one that the adapter is trained on"
+        )

@@ -23,7 +23,7 @@ from gad.config.models import (
     StudentConfig,
     discriminator_mistakes,
 )
-from gad.config.rollout import Engine, LocalEngine, VllmServers
+from gad.config.rollout import Engine, LocalEngine, VllmServers, quantization_mistakes
 from gad.config.teacher import TeacherConfig
 from gad.config.training import AdversarialConfig, Optimizer, Sampling, SeqkdConfig, WarmupConfig
 
@@ -47,7 +47,8 @@ class ComputeConfig(Section):
     rows_per_sampling_batch: PositiveInt = 64
     """Replies that are sampled side by side by the `local` engine; prompts in a batch of evaluation."""
     merge_adapters: bool = True
-    """Sample from a copy of the base with the adapter merged in: faster, at the memory of a second base."""
+    """Sample from a copy of the base with the adapter merged in: faster, at the memory of a second base, in
+    `student.dtype`. With `student.quantization` write false."""
     shard: Shard = "all"
     """Of several processes each keeps a share of every matrix: over `all` of them (FSDP), within a `machine` with
     copies between machines (HSDP), or `none`: each has the whole model, and only gradients travel."""
@@ -250,6 +251,7 @@ class RunConfig(Section):
         mistakes = [*discriminator_mistakes(self.student, self.discriminator, self.evaluation.independent.layer)]
         mistakes += [*self._warmup_mistakes(), *self._prompt_mistakes()]
         mistakes += [*self._engine_mistakes(), *self._pair_mistakes()]
+        mistakes += quantization_mistakes(self.student.quantization, self.compute.engine, self.compute.merge_adapters)
         if self._asks_teacher and self.teacher is None:
             mistakes.append("`evaluation.models`: kind: teacher asks the run's `teacher`, and there is none: add one")
         if mistakes:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gad.layouts import CacheBatch, PackedBatch, PaddedBatch, Readout, TokenBatch, TreeBatch
 from gad.models.attention import Carried, Causal, Masked, Owners, Plan, Prefix, Prefixed
+from gad.models.flex import Fused
 from gad.models.linear import product
 from gad.models.packed import Packed
 
@@ -105,9 +106,9 @@ def _plan(batch: PaddedBatch | TreeBatch | PackedBatch) -> Plan:
         case PaddedBatch():
             return Causal()
         case TreeBatch():
-            return Masked(batch.visible_RTT, batch.position_ids_RT)
+            return Fused.tree(batch) if batch.fused else Masked(batch.visible_RTT, batch.position_ids_RT)
         case PackedBatch():
-            return Packed(batch.shapes)
+            return Fused.packed(batch) if batch.fused else Packed(batch.shapes)
 
 
 def prompt_states(backbone: nn.Module, prompt_ids_PT: Tensor, lengths_P: Tensor) -> tuple[Prefix, Tensor]:

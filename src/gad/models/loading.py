@@ -15,7 +15,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
+from gad.config.models import Quantization
 from gad.errors import ModelError
+from gad.models import quantized
 from gad.models.attention import IMPLEMENTATION
 from gad.storage import atomic_directory
 
@@ -73,13 +75,20 @@ def load_tokenizer(reference: str, *, trust_remote_code: bool = False) -> PreTra
 
 
 def load_model(
-    reference: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+    reference: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """A causal language model with the attention of `gad.models.attention`, in evaluation mode (no dropout).
 
-    Raises ModelError where the folder or name cannot be loaded, or weights are missing: they would be random.
+    Raises ModelError where the folder or name cannot be loaded, or weights are missing: they would be random;
+    MissingExtra for a quantized one without bitsandbytes.
     """
     source = resolve(reference)
+    how = {} if quantization is None else quantized.arguments(quantization, dtype, device)
     transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -92,6 +101,7 @@ def load_model(
                 attn_implementation=IMPLEMENTATION,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
+                **how,
             )
         model, found = pair
         if found["missing_keys"]:
@@ -101,7 +111,7 @@ def load_model(
             f"{reference}: cannot be loaded as a causal language model ({_first_line(error)}); "
             "give a folder with config.json and *.safetensors, or the name of a model on the Hugging Face hub"
         ) from error
-    loaded: PreTrainedModel = model.eval().to(device)
+    loaded: PreTrainedModel = model.eval() if how else model.eval().to(device)
     return loaded
 
 

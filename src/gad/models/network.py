@@ -26,6 +26,7 @@ from gad.models.adapter import Adapters, fuse
 from gad.models.forward import Below
 from gad.models.linear import speed_up
 from gad.models.passes import Passes
+from gad.models.quantized import is_quantized, plain_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -179,7 +180,8 @@ class Network:
     def effective(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """A member's weights by the names of a model without adapters: base + scaling * up @ down, not rounded.
 
-        With adapters only those of adapted layers, which alone differ from the base. All processes walk through it.
+        With adapters only those of adapted layers, which alone differ from the base, and all quantized layers as they
+        compute. All processes walk through it.
         """
         if self._peft is None:
             for key, source in self._model.named_parameters():
@@ -187,9 +189,11 @@ class Network:
             return
         for key, layer in self._model.named_modules():
             if isinstance(layer, BaseTunerLayer):
-                base = self.crew.full(layer.get_base_layer().weight)
+                base = self.crew.full(plain_weight(layer.get_base_layer()))
                 up, down = layer.lora_B[name].weight, layer.lora_A[name].weight
                 yield f"{key}.weight", torch.addmm(base.to(up.dtype), up, down, alpha=layer.scaling[name])
+            elif is_quantized(layer) and not key.endswith(".base_layer"):
+                yield f"{key}.weight", plain_weight(layer)
 
     def everything(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """All of a member's weights by the names of a model without adapters, in the base's type, rounded once.

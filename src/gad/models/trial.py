@@ -27,10 +27,13 @@ FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 FAR = {torch.bfloat16: 0.3, torch.float16: 0.3}
 FAR_IN_FULL = 1e-3
 """Relative distances that rounding alone does not make."""
+FUSED: tuple[LayoutName, ...] = ("packed", "tree")
+LONGER = 12
+"""FlexAttention is tried on prompts and replies that are so many times longer: over several of its blocks."""
 
 
-def unfit(model: PreTrainedModel, reference: str) -> dict[LayoutName, str]:
-    """Layouts that the model cannot do, and why.
+def unfit(model: PreTrainedModel, reference: str, *, trains: bool = True) -> dict[LayoutName, str]:
+    """Layouts that the model cannot do, and why. trains: it will be trained, so kernels for that are tried too.
 
     Raises ModelError where it cannot do padded rows, or replies that read their prompt's keys and values, which is
     sampling too: without these nothing here works.
@@ -53,11 +56,55 @@ def unfit(model: PreTrainedModel, reference: str) -> dict[LayoutName, str]:
                 f"{off[layout]:.1%}): its layers do more than attend; gad trains models whose layers attend and "
                 "nothing else, such as Llama, Qwen2, Qwen3, Gemma, Mistral, SmolLM"
             )
-    return {
+    found: dict[LayoutName, str] = {
         layout: f"a {kind} model computes something else in it (off by {off[layout]:.1%})"
         for layout in ALL
         if off[layout] > far
     }
+    if trains and model.device.type == "cuda" and "packed" not in found and (fault := fused_fault(model, groups, far)):
+        found["packed"] = f"FlexAttention does not work here: {fault}"
+    return found
+
+
+def fused_fault(model: PreTrainedModel, groups: list[TokenGroup], far: float) -> str | None:
+    """Why FlexAttention is of no use to this model on its device, or None.
+
+    Both directions are tried: many a kernel that goes forward finds no room on the chip for its backward pass. What a
+    missing compiler, a head width or a number type ends in is not documented, so every error counts.
+    """
+    longer = [TokenGroup(group.prompt * LONGER, tuple(reply * LONGER for reply in group.replies)) for group in groups]
+    try:
+        for layout in FUSED:
+            plain, fused = (_both_ways(model, longer, layout, fused=fused) for fused in (False, True))
+            off = max(float((a - b).norm() / b.norm()) for a, b in zip(fused, plain, strict=True))
+            if not off <= far:
+                return f"a {model.config.model_type} model computes something else by it (off by {off:.1%})"
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return None
+
+
+def _both_ways(
+    model: PreTrainedModel, groups: list[TokenGroup], layout: LayoutName, *, fused: bool
+) -> tuple[Tensor, Tensor]:
+    """States that predict replies, and the gradient of a sum of them by the embedded tokens; no weight gets one."""
+    batch = to_device(build(groups, layout, fused=fused), model.device)
+    embedded: list[Tensor] = []
+
+    def keep(_module: object, _inputs: object, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[0]
+
+    hook = model.get_input_embeddings().register_forward_hook(keep)
+    try:
+        states = _read(hidden_states(getattr(model, model.base_model_prefix), batch), batch.readout)
+    finally:
+        hook.remove()
+    ramp_H = torch.linspace(-1.0, 1.0, states.shape[-1], dtype=states.dtype, device=states.device)
+    (slope,) = torch.autograd.grad((states @ ramp_H).sum(), embedded)
+    return states.detach(), slope.double()
 
 
 def _groups(rows: int) -> list[TokenGroup]:

@@ -45,6 +45,7 @@ class Batcher:
     linear_flops, pair_flops: what a token costs in the linear layers and a query-key pair in attention; only their
     ratio matters.
     among: what `auto` picks from; out: why it leaves the others out.
+    fused: `tree` and `packed` are computed by FlexAttention.
     """
 
     compute: ComputeConfig
@@ -54,6 +55,7 @@ class Batcher:
     crew: Crew = ALONE
     among: tuple[LayoutName, ...] = DENSE
     out: Mapping[LayoutName, str] = field(default_factory=dict)
+    fused: bool = False
 
     @classmethod
     def of(
@@ -67,6 +69,8 @@ class Batcher:
         """For a transformers config: 2 FLOPs a weight of the linear layers, 4 a head channel and query-key pair.
 
         unfit: layouts that this model cannot do, and why. Raises ConfigError where the run file asks for one of them.
+        On CUDA `packed` is FlexAttention's, which computes neither padding nor what nobody sees, in one kernel; where
+        that fails (`models/trial.py`), `tree` is computed with a dense mask.
         """
         if compute.layout != "auto" and compute.layout in unfit:
             raise ConfigError(f"compute.layout={compute.layout}: {unfit[compute.layout]}; use auto, or padded")
@@ -78,13 +82,14 @@ class Batcher:
         linear = 2.0 * (hidden * width * (2 * heads + 2 * key_heads) + 3 * hidden * inner)
         on_cpu = CPU_PAIR_COST if device.type == "cpu" else 1.0
         out = dict(unfit)
-        if device.type != "cpu":
+        fused = device.type == "cuda" and "packed" not in unfit
+        if device.type not in ("cpu", "cuda"):
             out["packed"] = "many small kernels, which suit a CPU alone"
-        elif getattr(config, "dtype", None) in (torch.bfloat16, torch.float16):
+        elif device.type == "cpu" and getattr(config, "dtype", None) in (torch.bfloat16, torch.float16):
             # SmolLM2-135M in bfloat16, 16 rows of 60 tokens, two threads: packed 3.7 s, padded 1.9 s, cache 2.6 s.
             out["packed"] = "slower than padded rows in bfloat16"
         among = tuple(name for name in ALL if name not in out)
-        return cls(compute, device, linear, 4.0 * heads * width * on_cpu, crew, among, out)
+        return cls(compute, device, linear, 4.0 * heads * width * on_cpu, crew, among, out, fused)
 
     def micro_batches(self, groups: Sequence[TokenGroup]) -> Iterator[MicroBatch]:
         """This process's micro-batches; several processes get equally many.
@@ -102,7 +107,7 @@ class Batcher:
         for part in mine:
             self.crew.tick()
             yield self._made(groups, part, layout)
-        least = min(range(len(groups)), key=lambda index: computed([groups[index]], layout)[0])
+        least = min(range(len(groups)), key=lambda index: self._computed([groups[index]], layout)[0])
         for _ in range(max(map(len, plans)) - len(mine)):
             yield self._made(groups, [least], layout, spare=True)
 
@@ -110,7 +115,7 @@ class Batcher:
         """Everybody's micro-batches, known to all."""
 
         def tokens(picked: Sequence[TokenGroup]) -> int:
-            return computed(picked, layout)[0]
+            return self._computed(picked, layout)[0]
 
         shares = deal([tokens([group]) for group in groups], self.crew.size)
         return [
@@ -148,15 +153,15 @@ class Batcher:
         self, groups: Sequence[TokenGroup], part: list[int], layout: LayoutName, *, spare: bool = False
     ) -> MicroBatch:
         picked = [groups[index] for index in part]
-        built = to_device(build(picked, layout), self.device)
+        built = to_device(build(picked, layout, fused=self.fused), self.device)
         return MicroBatch(part, built, layout, lambda: self._explain(picked, layout), spare)
 
     def _explain(self, groups: Sequence[TokenGroup], layout: LayoutName) -> str:
-        tokens, pairs = computed(groups, layout)
+        tokens, pairs = self._computed(groups, layout)
         found = f"prompts {len(groups)}, replies {sum(len(group.replies) for group in groups)}: layout {layout}, "
         if self.compute.layout != "auto":
             return f"{found}as compute.layout says ({tokens:,} tokens, {pairs:,} query-key pairs)"
-        costs = weigh(groups, linear_flops=self.linear_flops, pair_flops=self.pair_flops, among=ALL)
+        costs = weigh(groups, linear_flops=self.linear_flops, pair_flops=self.pair_flops, among=ALL, fused=self.fused)
         others = [self._compared(name, costs[name] / costs[layout], groups) for name in ALL if name != layout]
         return f"{found}which computes least ({tokens:,} tokens, {pairs:,} query-key pairs); {', '.join(others)}"
 
@@ -169,8 +174,17 @@ class Batcher:
 
     def _layout(self, groups: Sequence[TokenGroup]) -> LayoutName:
         if self.compute.layout == "auto":
-            return choose(groups, linear_flops=self.linear_flops, pair_flops=self.pair_flops, among=self.among)
+            return choose(
+                groups,
+                linear_flops=self.linear_flops,
+                pair_flops=self.pair_flops,
+                among=self.among,
+                fused=self.fused,
+            )
         return self.compute.layout
 
     def _tokens(self, groups: Sequence[TokenGroup]) -> int:
-        return computed(groups, self._layout(groups))[0]
+        return self._computed(groups, self._layout(groups))[0]
+
+    def _computed(self, groups: Sequence[TokenGroup], layout: LayoutName) -> tuple[int, int]:
+        return computed(groups, layout, fused=self.fused)

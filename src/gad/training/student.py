@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gad import objectives
 from gad.config.training import Kl, PolicyLoss
-from gad.crew import Crew, everywhere
+from gad.crew import everywhere
 from gad.layouts import Readout, TokenBatch, TokenGroup, tokens_of
 from gad.models.forward import reply_logps
 from gad.models.network import Member
@@ -22,12 +22,13 @@ from gad.models.passes import predictors
 from gad.models.tokens import Codec
 from gad.records import Example, Prompt, RolloutGroup, TeacherReply
 from gad.training import losses
-from gad.training.batching import Batcher, MicroBatch
+from gad.training.batching import Batcher
 from gad.training.costs import Costs
 from gad.training.evidence import Evidence, Row, example_rows, group_rows
 from gad.training.importance import weigh
 from gad.training.losses import Totals
 from gad.training.optimizer import Metrics, Updater, entries
+from gad.training.parts import Part, Sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +105,11 @@ class StudentTrainer:
         sampled = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
         imitated = sum(len(row.replies[-1]) for row in rows) if mixed else 0
         totals = Totals(sampled, advantages_PG.numel(), objective.max_reply_tokens, imitated)
-        sums = _Sums()
+        sums = Sums()
         for micro in self._batcher.micro_batches(rows):
             self._costs.saw(micro)
             picked_groups = [groups[index] for index in micro.picked]
-            part = _Part.of(micro, picked_groups, advantages_PG[micro.picked], with_teacher=mixed)
+            part = Part.of(micro, picked_groups, advantages_PG[micro.picked], with_teacher=mixed)
             with self._batcher.room("the student's update", micro):
                 sums.add(self._accumulate(part, objective, totals))
         sums = sums.over(self.crew)
@@ -175,7 +176,7 @@ class StudentTrainer:
         """Why the first micro-batch has the layout that it has; empty before it."""
         return self._costs.note
 
-    def _accumulate(self, part: _Part, objective: PolicyObjective, totals: Totals) -> _Sums:
+    def _accumulate(self, part: Part, objective: PolicyObjective, totals: Totals) -> Sums:
         """Backward pass of one micro-batch."""
         sampled, mask_BT = part.sampled, part.sampled.mask_BL
         read_N = predictors(part.batch.readout)
@@ -188,7 +189,7 @@ class StudentTrainer:
         with self.member.using():
             states_MH = self.member.passes.states(part.batch, read_N, below)
             logps_BT, entropies_BT = self._read(self.member, states_MH, sampled, objective.temperature)
-            sums = _Sums(tokens=float(tokens_of(part.batch)), entropy=entropies_BT.sum().item())
+            sums = Sums(tokens=float(tokens_of(part.batch)), entropy=entropies_BT.sum().item())
             found = weigh(logps_BT.detach(), mask_BT, part.sampler_logps, objective.importance_cap)
             sums.logp_gap, sums.importance, sums.capped = found.gap, found.total, found.capped
             loss = losses.policy(objective.policy_loss, logps_BT, part.advantages_B, mask_BT, totals, found.weights_BT)
@@ -204,7 +205,7 @@ class StudentTrainer:
                 loss = loss + objective.cross_entropy_weight * cross_entropy
             (loss * 0.0 if part.spare else loss).backward()
         sums.loss = loss.item()
-        return _Sums() if part.spare else sums
+        return Sums() if part.spare else sums
 
     def _logps(self, member: Member, batch: TokenBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         states_MH = member.passes.states(batch, predictors(batch.readout))
@@ -251,53 +252,3 @@ class StudentTrainer:
     @everywhere("taking up counts")
     def _count(self, updates: int, bad_steps: int) -> None:
         self.updates, self.bad_steps = updates, bad_steps
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A micro-batch: where sampled and imitated replies are in it, and what belongs to the sampled ones."""
-
-    batch: TokenBatch
-    sampled: Readout
-    imitated: Readout | None
-    advantages_B: Tensor
-    sampler_logps: list[tuple[float, ...]]
-    spare: bool
-
-    @classmethod
-    def of(
-        cls, micro: MicroBatch, groups: Sequence[RolloutGroup], advantages_PG: Tensor, *, with_teacher: bool
-    ) -> _Part:
-        batch, count = micro.batch, advantages_PG.shape[1]
-        place_B = torch.arange(len(batch.readout.last_B), device=batch.readout.last_B.device) % (count + with_teacher)
-        return cls(
-            batch,
-            batch.readout.rows(place_B < count),
-            batch.readout.rows(place_B == count) if with_teacher else None,
-            advantages_PG.flatten().to(place_B.device),
-            [rollout.logps for group in groups for rollout in group.rollouts],
-            micro.spare,
-        )
-
-
-@dataclass(slots=True)
-class _Sums:
-    """What a step adds up over its micro-batches."""
-
-    loss: float = 0.0
-    tokens: float = 0.0
-    kl: float = 0.0
-    entropy: float = 0.0
-    cross_entropy: float = 0.0
-    logp_gap: float = 0.0
-    importance: float = 0.0
-    capped: float = 0.0
-
-    def add(self, other: _Sums) -> None:
-        for name in _Sums.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-    def over(self, crew: Crew) -> _Sums:
-        """Added up over the processes."""
-        values = torch.tensor([getattr(self, name) for name in _Sums.__slots__], dtype=torch.float64)
-        return _Sums(*crew.sum(values).tolist())

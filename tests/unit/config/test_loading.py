@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gad.config.loading import load, parse
-from gad.config.models import Full, Lora, OwnDiscriminator
+from gad.config.models import Full, Lora, Nf4, OwnDiscriminator
 from gad.config.run import RunConfig
 from gad.errors import ConfigError
 
@@ -90,6 +90,27 @@ MISTAKES = {
     "a folder that nobody reads": (
         "compute: {engine: {kind: vllm_server, urls: ['http://a:1'], sync: nccl, sync_folder: x}}",
         "run.yaml:6: compute.engine: `sync_folder`: x with sync: nccl, which needs none: leave it out",
+    ),
+    "a quantized base that is trained": (
+        "  tuning: {kind: full}\n  quantization: {kind: nf4}",
+        "run.yaml:7: student: quantization.kind=nf4 holds a frozen base, and tuning.kind=full trains it: use "
+        "tuning.kind=lora, or leave quantization out",
+    ),
+    "a quantized discriminator that is trained": (
+        "discriminator: {kind: own, model: m, tuning: {kind: full}, quantization: {kind: int8}}",
+        "run.yaml:6: discriminator: quantization.kind=int8 holds a frozen base, and tuning.kind=full trains it",
+    ),
+    "a merged copy of a quantized base": (
+        "  quantization: {kind: int8}",
+        "run.yaml:6: student.quantization.kind=int8 needs compute.merge_adapters=false: adapters are merged into a",
+    ),
+    "servers with another base": (
+        "  quantization: {kind: nf4}\ncompute: {engine: {kind: vllm_server, urls: ['http://a:1'], sync_folder: x}}",
+        "run.yaml:6: student.quantization.kind=nf4 needs compute.engine.sync=weights or nccl: the servers' base is another",
+    ),
+    "bits that nobody has": (
+        "  quantization: {kind: int4}",
+        "run.yaml:6: student.quantization has no kind 'int4'; kinds: int8, nf4",
     ),
     "a server twice": (
         "compute: {engine: {kind: vllm_server, urls: ['http://a:1', 'http://a:1/'], sync_folder: x}}",
@@ -338,6 +359,13 @@ def test_an_override_switches_a_kind() -> None:
     config = loaded("", "student.tuning.kind=full", "discriminator={kind: own, model: m}")
     assert config.student.tuning == Full()
     assert isinstance(config.discriminator, OwnDiscriminator)
+
+
+def test_a_quantized_base_with_each_engine_that_fits_it() -> None:
+    base = BASE + "  quantization: {kind: nf4, double: false}\n"
+    servers = "{kind: vllm_server, urls: ['http://a:1'], sync_folder: x, sync: weights}"
+    for compute in ("{merge_adapters: false}", "{engine: {kind: vllm}}", f"{{engine: {servers}}}"):
+        assert parse(base + f"compute: {compute}\n", "run.yaml", ()).student.quantization == Nf4(double=False)
 
 
 def test_full_tuning_with_a_shared_discriminator_is_refused() -> None:

@@ -39,10 +39,12 @@ def weights(count: int, seed: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def by_layout(member: Member, layout: LayoutName, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def by_layout(
+    member: Member, layout: LayoutName, width: int, dtype: torch.dtype, *, fused: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of all reply tokens in order, scores, and their sum with random weights."""
     network = member.network
-    batch = build(GROUPS, layout)
+    batch = build(GROUPS, layout, fused=fused)
     states_MH = hidden_states(network.backbone(), batch)
     logps_BL, _ = reply_logps(
         states_MH, batch.readout, network.head_VH, temperature=TEMPERATURE, softcap=network.softcap
