@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from typer.testing import CliRunner
 
 from gad.cli import app
+from gad.folder import opened
 from support import runs, tiny, warm
 
 IMPORTED = ["train: 12 prompts, 0 rows left out"]
@@ -161,6 +163,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], int, str]] = {
         "none of 12 training prompts fits into 22 tokens: raise prompt.max_prompt_tokens, lower "
         "prompt.max_reply_tokens, or take a model with a longer context",
     ),
+    "micro-batch": (("compute.tokens_per_micro_batch=16",), 2, "or more"),
     "layer": (("discriminator.layer=9",), 1, "layer 9: the model has 4 layers; lower discriminator.layer"),
     "targets": (("student.tuning.targets=[nope]",), 1, "student.tuning.targets=('nope',): Target modules {'nope'}"),
     "package": (("student.model=package:not-there",), 1, "package not-there is not installed: pip install"),
@@ -377,6 +380,26 @@ def test_a_signal_at_any_time_ends_clean_and_the_run_goes_on(
     assert gad("run", file, "name=whole")[0] == 0
     assert runs.metrics(folder) == runs.metrics(tmp_path / "runs/whole")
     assert runs.figures(folder) == runs.figures(tmp_path / "runs/whole")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_heard_where_what_it_raises_would_be_swallowed(
+    number: signal.Signals, code: int, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pydantic swallows it that calls us while it writes a config."""
+
+    @contextmanager
+    def swallowing(*arguments: Any, **settings: Any) -> Iterator[Path]:
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        with opened(*arguments, **settings) as found:
+            yield found
+
+    file = run_file(tmp_path, model)
+    assert gad("collect", file)[0] == 0
+    monkeypatch.setattr("gad.folder.opened", swallowing)
+    assert gad("warmup", file)[0] == code
+    assert [path.name for path in (tmp_path / "runs/tiny/checkpoints").iterdir()] == ["warmup-1"]
 
 
 @pytest.mark.faults
