@@ -2,10 +2,10 @@
 
 `python -m claims.layers` writes claims/results/layers.json and the table in docs/algorithm.md.
 
-The student of the quickstart warms up, and replies to prompts. One discriminator for each layer begins as that student,
-as the game's does, and learns from the same replies in the same order at the recipe's rate. Then each says, of replies
-that it has not seen to prompts that it has not seen, which of a pair is the teacher's. Times are CPU seconds of one
-thread; of several steps the median.
+The student of the quickstart warms up for ten steps, and replies to prompts. One discriminator for each layer begins as
+that student, as the game's does, and learns from the same replies in the same order at the recipe's rate. Then each
+says, of replies that it has not seen to prompts that it has not seen, which of a pair is the teacher's. Times are CPU
+seconds of one thread; of several steps the median.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ RESTS_ON = ("claims/layers.py", str(RECIPE), "recipes/quickstart", "src/gad")
 Row = dict[str, Any]
 
 
-def measured(config: RunConfig, layers: Sequence[int], replies: int) -> list[Row]:
+def measured(config: RunConfig, layers: Sequence[int], steps: int, replies: int) -> list[Row]:
     """A row for each layer, the deepest first."""
     assert config.warmup is not None
     with opened(config) as folder:
@@ -61,11 +61,11 @@ def measured(config: RunConfig, layers: Sequence[int], replies: int) -> list[Row
         shop = Workshop(config)
         Arms(config, shop).take_warm()
         examples = Examples(folder, shop, Lines())
-        train = sampled(shop, examples.train, "layers", config.warmup.replies_per_prompt)
+        size = config.warmup.batch_size
+        order = random.Random(stable_seed(config.seed, "layers")).sample(examples.train, size * steps)
+        train = sampled(shop, order, "layers", replies)
         sets = {name: sampled(shop, found, name, replies) for name, found in examples.sets(None).items()}
-    size = config.warmup.batch_size
-    order = random.Random(stable_seed(config.seed, "layers")).sample(train, len(train) // size * size)
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    batches = [train[start : start + size] for start in range(0, len(train), size)]
     return [row(config, shop, layer, batches, sets) for layer in sorted(layers, reverse=True)]
 
 
@@ -149,15 +149,16 @@ def main() -> None:
     """Measure, write the file and the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[10, 15, 20, 30])
-    parser.add_argument("--replies", type=int, default=2, help="to each prompt that is judged")
+    parser.add_argument("--steps", type=int, default=8, help="updates of each discriminator")
+    parser.add_argument("--replies", type=int, default=1, help="to each prompt")
     parser.add_argument("--work", type=Path, default=Path("runs/claims-layers"))
     parser.add_argument("--out", type=Path, default=ROOT / WRITTEN)
     parser.add_argument("overrides", nargs="*", help="key.path=value")
     words = parser.parse_args()
-    arms = ["seqkd=null", "adversarial=null", "warmup.phases=[{train: student, epochs: 1}]"]
+    arms = ["seqkd=null", "adversarial=null", "warmup.phases=[{train: student, steps: 10}]"]
     place = [f"runs_dir={words.work}", "name=layers", "compute.threads=1"]
     config = load(ROOT / RECIPE, [*place, *arms, *words.overrides])
-    rows = measured(config, words.layers, words.replies)
+    rows = measured(config, words.layers, words.steps, words.replies)
     summary = summarized(rows)
     said = " ".join(["python -m claims.layers", *words.overrides])
     write_json(words.out, {**provenance(RESTS_ON, said), "summary": summary, "rows": rows})
