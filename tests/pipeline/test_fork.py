@@ -71,6 +71,14 @@ def test_a_stage_is_taken_over_only_where_its_settings_are_the_same(
     assert fork(config.folder, changed(config, "other", runs_dir=tmp_path, **section)).stages == stages
 
 
+def test_a_discriminator_that_warmed_up_by_another_loss_is_left_behind(config: RunConfig, tmp_path: Path) -> None:
+    assert config.adversarial is not None
+    adversarial = {**config.adversarial.model_dump(), "discriminator_loss": {"kind": "least_squares"}}
+    assert fork(config.folder, changed(config, "other", runs_dir=tmp_path, adversarial=adversarial)).stages == (
+        "seqkd",
+    )
+
+
 def test_replies_of_the_student_are_kept_where_only_the_figures_change(config: RunConfig, tmp_path: Path) -> None:
     evaluation = {**config.evaluation.model_dump(), "style": "!"}
     other = changed(config, "other", runs_dir=tmp_path, evaluation=evaluation)

@@ -48,6 +48,8 @@ def test_a_short_quickstart_ends_with_a_report(tmp_path: Path) -> None:
         [
             f"runs_dir={tmp_path}",
             "compute.threads=1",
+            "data.out_of_distribution=null",
+            "prompt.max_reply_tokens=40",
             "seqkd.epochs=0.02",
             "seqkd.batch_size=4",
             "warmup.phases=[{train: student, steps: 6}, {train: discriminator, steps: 1}]",

@@ -8,17 +8,43 @@ from pathlib import Path
 
 import pytest
 
+from gad.config.run import RunConfig
 from gad.errors import Interrupted, RolloutError
+from gad.folder import opened
+from gad.fork import fork
+from gad.pipeline import Pipeline
+from gad.progress import Lines
 from gad.records import Prompt
 from gad.signals import StopRequest
 from gad.training.checkpoint import find
 from support import runs, tiny
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("models") / "model")
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, to be read only."""
+    return runs.run(runs.run_config(tmp_path_factory.mktemp("whole"), model))
+
+
+def stages(config: RunConfig, *names: str) -> Path:
+    """Some stages of a run."""
+    with opened(config) as folder:
+        pipeline = Pipeline(config, Lines(), StopRequest())
+        for name in names:
+            getattr(pipeline, name)()
+    return folder
+
+
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_every_architecture_goes_from_texts_to_a_report(architecture: str, tmp_path: Path) -> None:
-    model = tiny.save(tmp_path / "model", architecture)
-    folder = runs.run(runs.run_config(tmp_path, model))
+def test_every_architecture_goes_from_texts_to_a_report(architecture: str, whole: Path, tmp_path: Path) -> None:
+    folder = whole
+    if architecture != "qwen2":
+        folder = runs.run(runs.run_config(tmp_path, tiny.save(tmp_path / "model", architecture)))
     rows = runs.metrics(folder)
     assert [(row["stage"], row["step"]) for row in rows] == [
         *(("adversarial", step) for step in (1, 2, 3)),
@@ -38,16 +64,14 @@ def test_every_architecture_goes_from_texts_to_a_report(architecture: str, tmp_p
     assert (folder / "student" / "model.safetensors").exists()
 
 
-def test_the_exported_student_is_the_one_that_was_evaluated(tmp_path: Path) -> None:
+def test_the_exported_student_is_the_one_that_was_evaluated(model: Path, whole: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = tiny.save(tmp_path / "model")
-    folder = runs.run(runs.run_config(tmp_path, model))
-    student = AutoModelForCausalLM.from_pretrained(folder / "student")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "student")
+    student = AutoModelForCausalLM.from_pretrained(whole / "student")
+    tokenizer = AutoTokenizer.from_pretrained(whole / "student")
     base = AutoModelForCausalLM.from_pretrained(model)
     codec = tiny.codec(max_reply_tokens=48)
-    row = json.loads((folder / "replies/gad/held_out@greedy.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    row = json.loads((whole / "replies/gad/held_out@greedy.jsonl").read_text(encoding="utf-8").splitlines()[0])
     prompt = Prompt.from_text(row["id"], row["prompt"][0]["content"])
     ids = tokenizer.apply_chat_template(
         [message.as_dict() for message in prompt.messages], add_generation_prompt=True, return_tensors="pt"
@@ -59,19 +83,18 @@ def test_the_exported_student_is_the_one_that_was_evaluated(tmp_path: Path) -> N
     assert moved > 1e-5
 
 
-def test_two_runs_with_one_seed_have_the_same_log_and_figures(tmp_path: Path) -> None:
-    model = tiny.save(tmp_path / "model")
-    folders = [runs.run(runs.run_config(tmp_path, model, name=name)) for name in ("one", "two")]
-    assert runs.metrics(folders[0]) == runs.metrics(folders[1])
-    assert runs.figures(folders[0]) == runs.figures(folders[1])
-    other = runs.run(runs.run_config(tmp_path, model, name="three", seed=1))
-    assert runs.metrics(other) != runs.metrics(folders[0])
+def test_two_runs_with_one_seed_have_the_same_log_and_figures(model: Path, whole: Path, tmp_path: Path) -> None:
+    second = runs.run(runs.run_config(tmp_path, model, name="second"))
+    assert runs.metrics(second) == runs.metrics(whole)
+    assert runs.figures(second) == runs.figures(whole)
+    trained = [row for row in runs.metrics(whole) if row["stage"] in ("warmup", "adversarial")]
+    other = stages(runs.run_config(tmp_path, model, name="other", seed=1), "collect", "warmup", "adversarial")
+    assert [(row["stage"], row["step"]) for row in runs.metrics(other)] == [(r["stage"], r["step"]) for r in trained]
+    assert not any(one == two for one, two in zip(runs.metrics(other), trained, strict=True))
 
 
 @pytest.mark.slow
-def test_a_run_stopped_at_every_turn_ends_as_one_that_never_was(tmp_path: Path) -> None:
-    model = tiny.save(tmp_path / "model")
-    whole = runs.run(runs.run_config(tmp_path, model, name="whole"))
+def test_a_run_stopped_at_every_turn_ends_as_one_that_never_was(model: Path, whole: Path, tmp_path: Path) -> None:
     config = runs.run_config(tmp_path, model, name="stopped")
     stops, codes = 0, set[int]()
     while True:
@@ -109,21 +132,21 @@ ARMS = {
 }
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_trains(arm: str, tmp_path: Path) -> None:
-    model = tiny.save(tmp_path / "model")
-    base = runs.run_config(tmp_path, model).model_dump()["adversarial"]
-    config = runs.run_config(
-        tmp_path, model, seqkd=None, adversarial={**base, **ARMS[arm]}, evaluation={"max_prompts": 2}
-    )
-    from gad.folder import opened
-    from gad.pipeline import Pipeline
-    from gad.progress import Lines
+@pytest.fixture(scope="module")
+def warm(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run that has warmed up, for the arms to begin from."""
+    config = runs.run_config(tmp_path_factory.mktemp("warm"), model, seqkd=None)
+    stages(config, "collect", "warmup")
+    return config
 
-    with opened(config) as folder:
-        pipeline = Pipeline(config, Lines(), StopRequest())
-        for stage in (pipeline.collect, pipeline.warmup, pipeline.adversarial):
-            stage()
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_trains(arm: str, warm: RunConfig, tmp_path: Path) -> None:
+    settings = warm.model_dump()
+    adversarial = {**settings["adversarial"], **ARMS[arm]}
+    config = RunConfig.model_validate({**settings, "runs_dir": tmp_path, "adversarial": adversarial})
+    fork(warm.folder, config)
+    folder = stages(config, "collect", "warmup", "adversarial")
     rows = [row for row in runs.metrics(folder) if row["stage"] == "adversarial"]
     assert len(rows) == 3
     assert all(math.isfinite(row["student/loss"]) and row["student/grad_norm"] > 0 for row in rows)
@@ -132,18 +155,19 @@ def test_every_arm_trains(arm: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("who", ["student", "discriminator"])
-def test_a_warm_up_of_one_alone(who: str, tmp_path: Path) -> None:
-    model = tiny.save(tmp_path / "model")
-    base = runs.run_config(tmp_path, model).model_dump()
-    config = runs.run_config(tmp_path, model, warmup={**base["warmup"], "phases": [{"train": who, "steps": 2}]})
-    rows = [row for row in runs.metrics(runs.run(config)) if row["stage"] == "warmup"]
+def test_a_warm_up_of_one_alone(who: str, model: Path, tmp_path: Path) -> None:
+    settings = runs.run_config(tmp_path, model, seqkd=None).model_dump()
+    warmup = {**settings["warmup"], "phases": [{"train": who, "steps": 2}]}
+    config = RunConfig.model_validate({**settings, "warmup": warmup})
+    # What comes after training finds a warm-up student that is the base model only where the discriminator was alone.
+    folder = stages(config, "collect", "warmup", "adversarial") if who == "student" else runs.run(config)
+    rows = [row for row in runs.metrics(folder) if row["stage"] == "warmup"]
     assert [("student/cross_entropy" in row, "discriminator/loss" in row) for row in rows] == (
         [(who == "student", who == "discriminator")] * 2
     )
 
 
-def test_full_tuning_with_a_discriminator_of_another_size_and_tokenizer(tmp_path: Path) -> None:
-    model = tiny.save(tmp_path / "model", "qwen2")
+def test_full_tuning_with_a_discriminator_of_another_size_and_tokenizer(model: Path, tmp_path: Path) -> None:
     other = tiny.save(tmp_path / "other", "gemma2")
     config = runs.run_config(
         tmp_path,
@@ -158,25 +182,24 @@ def test_full_tuning_with_a_discriminator_of_another_size_and_tokenizer(tmp_path
     assert {row["student"] for row in runs.figures(folder)} == {"base", "seqkd", "gad"}
 
 
-def test_the_checkpoint_is_chosen_by_a_named_figure(tmp_path: Path) -> None:
-    model = tiny.save(tmp_path / "model")
+def test_the_checkpoint_is_chosen_by_a_named_figure(model: Path, tmp_path: Path) -> None:
     base = runs.run_config(tmp_path, model).model_dump()
     choice = {"metric": "preference", "min_length_ratio": 0.01, "max_length_ratio": 100.0}
     config = runs.run_config(
         tmp_path,
         model,
+        seqkd=None,
         evaluation={**base["evaluation"], "checkpoint": choice},
         checkpoints={"every_steps": 1, "keep_last": 3},
     )
-    folder = runs.run(config)
+    folder = stages(config, "collect", "warmup", "adversarial", "generate")
     chosen = json.loads((folder / "choice.json").read_text(encoding="utf-8"))
     assert chosen["last"] == "adversarial-3"
     assert chosen["chosen"] in {"adversarial-1", "adversarial-2", "adversarial-3"}
     assert "preference" in chosen["reason"]
 
 
-def test_a_student_that_diverged_is_named(tmp_path: Path) -> None:
-    model = tiny.save(tmp_path / "model")
+def test_a_student_that_diverged_is_named(model: Path, tmp_path: Path) -> None:
     wild = {"epochs": 1, "batch_size": 4, "optimizer": {"learning_rate": 1e30, "max_grad_norm": 1e30}}
     config = runs.run_config(tmp_path, model, seqkd=wild, warmup=None, adversarial=None)
     with pytest.raises(RolloutError, match=r"not finite, so nothing can be sampled.*lower learning rate"):

@@ -8,6 +8,7 @@ these.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -235,6 +236,8 @@ def _be(request: dict[str, Any]) -> None:
 def main() -> None:
     for module in PRELOADED:
         __import__(module)
+    gc.collect()
+    gc.freeze()  # else each child that collects or ends goes through, and so copies, all that was imported
     try:
         _serve(sys.argv[1])
     except _Child as child:

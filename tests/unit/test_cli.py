@@ -49,8 +49,14 @@ def test_what_only_speaks_imports_nothing_heavy(words: tuple[str, ...]) -> None:
     assert imported_by(*words).isdisjoint(HEAVY)
 
 
-def test_the_overview_does_not_even_read_the_run_file_s_types() -> None:
-    assert "pydantic" not in imported_by("--help")
+def test_the_overview_needs_neither_the_run_file_s_types_nor_rich() -> None:
+    assert imported_by("--help").isdisjoint({"pydantic", "rich"})
+
+
+def test_the_overview_says_every_verb_s_first_sentence_to_its_end() -> None:
+    said = " ".join(gad("--help").stdout.split())
+    for verb in VERBS:
+        assert f" {verb.__name__} {' '.join((verb.__doc__ or '').split(chr(10) * 2)[0].split())}" in said
 
 
 def test_verbs_without_models_do_not_import_torch(tmp_path: Path) -> None:
@@ -64,6 +70,12 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
     done = gad(verb, "--help")
     assert done.exit_code == 0
     assert f"gad {verb}" in done.stdout.split("Example")[1]
+
+
+def test_each_example_of_a_list_has_a_line_of_its_own() -> None:
+    lines = gad("run", "--help").stdout.splitlines()
+    first = lines.index("    gad run run.yaml")
+    assert lines[first + 1] == "    gad run recipes/quickstart.yaml name=short adversarial.steps=4"
 
 
 def test_version_and_no_words_at_all() -> None:

@@ -73,7 +73,8 @@ def train(
                 _serve(config, crew)
             shown = progress()
             stop = StopRequest(shown.say)
-            with opened(config), stop.listening():
+            # What a signal raises is swallowed where pydantic writes a config, so they are noted before it does.
+            with stop.listening(), opened(config):
                 from gad.pipeline import Pipeline
 
                 work(Pipeline(config, shown, stop, crew, profile=profile))

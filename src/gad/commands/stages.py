@@ -64,7 +64,7 @@ def collect(
         shown = progress()
         stop = StopRequest(shown.say)
         listening = nullcontext() if config.teacher is None else stop.listening()
-        with opened(config, alone=how.shard is None) as folder, listening:
+        with listening, opened(config, alone=how.shard is None) as folder:
             collect_texts(config, folder, shown, stop, how)
             if how.shard is None:
                 record(config, folder, shown)

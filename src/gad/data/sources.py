@@ -73,9 +73,11 @@ def _nearest(path: Path) -> str:
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
-        return f"; the folder {tidy(str(path.parent))} is not there either"
+        return f"; the folder {tidy(str(path.parent))} is not there either: give another path in the run file"
     near = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else f" in {path.parent.resolve()}"
+    if near:
+        return f"; did you mean {path.parent / near[0]}?"
+    return f" in {path.parent.resolve()}: put it there, or give another path in the run file"
 
 
 def _refuse_hub_settings(source: Source) -> None:

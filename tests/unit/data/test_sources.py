@@ -136,8 +136,8 @@ def test_a_line_of_just_the_longest_length_is_read(write: Write, monkeypatch: py
     ("name", "near", "words"),
     [
         ("trian.jsonl", "train.jsonl", ["no such file", "did you mean", "train.jsonl"]),
-        ("other.jsonl", "train.jsonl", ["no such file"]),
-        ("no/where.jsonl", "train.jsonl", ["no such file", "no is not there"]),
+        ("replies.csv", "train.jsonl", ["no such file", "put it there, or give another path in the run file"]),
+        ("no/where.jsonl", "train.jsonl", ["no such file", "no is not there either: give another path"]),
     ],
 )
 def test_missing_file(write: Write, tmp_path: Path, name: str, near: str, words: list[str]) -> None:

@@ -307,7 +307,7 @@ def test_a_wrong_answer_is_no_reply_and_its_server_is_left_out(
 ) -> None:
     """Not one of its answers is used, and the other server gives all replies."""
     with small.serving(folder, Behaviour(), Behaviour()) as (good, bad):
-        engine = engine_for(member, small.settings([good.url, bad.url], tmp_path))
+        engine = engine_for(member, small.settings([good.url, bad.url], tmp_path, health_seconds=2.0))
         engine.load_weights(member, version=1)
         small.ids(engine, small.requests(2, TEXTS), FREE)
         bad.behaviour.mangle = mangled(change)

@@ -6,6 +6,7 @@ What is summed, by arXiv 2511.10643: the discriminator's Eq. 8 over all pairs, t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,6 +135,17 @@ def student_by_loops(
     return Expected(loss.item(), gradients, rewards, kl.item() / sampled, cross_entropy.item(), entropy / sampled)
 
 
+@functools.cache
+def by_loops(
+    architecture: str, loss: str, kind: PolicyLoss, estimator: str, tuning: Tuning
+) -> tuple[Expected, Expected]:
+    """Both updates of a step, on players of their own that are born alike; layouts and budgets do not matter to it."""
+    players = game.players(architecture, tuning)
+    member = players["discriminator"]
+    expected = discriminator_by_loops(architecture, member, game.scorer(member).head_H, loss, tuning)
+    return expected, student_by_loops(architecture, players, expected.rewards, kind, estimator, tuning)
+
+
 def check_step(
     architecture: str,
     layout: str,
@@ -152,9 +164,7 @@ def check_step(
         batches = [game.SpyBatcher(game.batcher(players["student"].network.config, layout, budget)) for _ in range(2)]
         scorer = game.scorer(players["discriminator"])
         trainer, kept = game.discriminator(scorer, batches[0], loss)
-        expected = discriminator_by_loops(
-            architecture, players["discriminator"], scorer.head_H, loss.kind if loss else "bradley_terry", tuning
-        )
+        expected, wanted = by_loops(architecture, loss.kind if loss else "bradley_terry", kind, estimator, tuning)
         rewards_PG, metrics = trainer.update(game.groups())
         torch.testing.assert_close(rewards_PG.tolist(), expected.rewards, rtol=0, atol=1e-12)
         assert metrics["discriminator/loss"] == pytest.approx(expected.loss, rel=1e-12)
@@ -168,7 +178,6 @@ def check_step(
             game.LIMIT,
         )
         policy, kept = game.student(players["student"], batches[1], players["reference"])
-        wanted = student_by_loops(architecture, players, expected.rewards, kind, estimator, tuning)
         metrics = policy.update(game.groups(), losses.advantages(MeanOnly(), rewards_PG), objective)
     plain.assert_same_gradients(kept.gradients, wanted.gradients, 1e-9)
     assert metrics["student/loss"] == pytest.approx(wanted.loss, rel=1e-11)

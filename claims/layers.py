@@ -1,0 +1,173 @@
+"""What a discriminator that stops at a lower layer loses, and what it saves.
+
+`python -m claims.layers` writes claims/results/layers.json and the table in docs/algorithm.md.
+
+The student of the quickstart warms up for ten steps, and replies to prompts. One discriminator for each layer begins as
+that student, as the game's does, and learns from the same replies in the same order at the recipe's rate. Then each
+says, of replies that it has not seen to prompts that it has not seen, which of a pair is the teacher's. Times are CPU
+seconds of one thread; of several steps the median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from claims.evidence import ROOT, provenance
+from gad.arms import Arms
+from gad.build import Workshop
+from gad.config.loading import load
+from gad.config.run import RunConfig
+from gad.config.training import BradleyTerry, Sampling
+from gad.examples import Examples
+from gad.folder import opened
+from gad.judging.statistics import bootstrap_mean, paired_difference
+from gad.models.scorer import Scorer
+from gad.pipeline import Pipeline
+from gad.progress import Lines
+from gad.records import Example, RolloutGroup
+from gad.seeds import stable_seed
+from gad.signals import StopRequest
+from gad.storage import write_json, write_text
+from gad.training.batching import Batcher
+from gad.training.discriminator import DiscriminatorTrainer
+from gad.training.optimizer import Updater
+from gad.training.run import Drawn
+
+RECIPE = Path("recipes/quickstart.yaml")
+WRITTEN = Path("claims/results/layers.json")
+PAGE = Path("docs/algorithm.md")
+MARKS = ("<!-- layers -->\n", "<!-- end of layers -->\n")
+RESTS_ON = ("claims/layers.py", str(RECIPE), "recipes/quickstart", "src/gad")
+
+Row = dict[str, Any]
+
+
+def measured(config: RunConfig, layers: Sequence[int], steps: int, replies: int) -> list[Row]:
+    """A row for each layer, the deepest first."""
+    assert config.warmup is not None
+    with opened(config) as folder:
+        pipeline = Pipeline(config, Lines(), StopRequest())
+        pipeline.collect()
+        pipeline.warmup()
+        shop = Workshop(config)
+        Arms(config, shop).take_warm()
+        examples = Examples(folder, shop, Lines())
+        size = config.warmup.batch_size
+        order = random.Random(stable_seed(config.seed, "layers")).sample(examples.train, size * steps)
+        train = sampled(shop, order, "layers", replies)
+        sets = {name: sampled(shop, found, name, replies) for name, found in examples.sets(None).items()}
+    batches = [train[start : start + size] for start in range(0, len(train), size)]
+    return [row(config, shop, layer, batches, sets) for layer in sorted(layers, reverse=True)]
+
+
+def sampled(shop: Workshop, examples: Sequence[Example], stage: str, replies: int) -> list[RolloutGroup]:
+    """The warm student's replies beside the teacher's."""
+    shop.engine.load_weights(shop.student, version=0)
+    sampler = shop.sampler(stage, Sampling(), replies)
+    return sampler.groups([Drawn(example, example.replies[0], 0) for example in examples], 1)[0]
+
+
+def row(
+    config: RunConfig,
+    shop: Workshop,
+    layer: int,
+    batches: Sequence[Sequence[RolloutGroup]],
+    sets: Mapping[str, Sequence[RolloutGroup]],
+) -> Row:
+    """Train one discriminator and let it judge."""
+    assert config.warmup is not None
+    network = shop.student.network
+    member = network.member(f"layer{layer}", seed=stable_seed(config.seed, "adapter", "discriminator"))
+    scorer = Scorer(member, shop.codec, layer=layer, like_student=True)
+    scorer.start_from(shop.student)
+    batcher = Batcher.of(config.compute, shop.device, network.config, shop.crew, network.unfit)
+    updater = Updater(scorer.parameters(), config.warmup.discriminator, len(batches), shop.crew)
+    trainer = DiscriminatorTrainer(scorer, batcher, BradleyTerry(), updater)
+    seconds, flops = [], []
+    for number, batch in enumerate(batches, 1):
+        started = time.process_time()
+        figures = trainer.update(batch)[1]
+        seconds.append(time.process_time() - started)
+        flops.append(figures["flops/discriminator"])
+        print(f"layer {layer}: {number}/{len(batches)}, loss {figures['discriminator/loss']:.3f}", flush=True)
+    found: Row = {"layer": layer, "cpu_seconds": statistics.median(seconds), "flops": statistics.fmean(flops)}
+    for name, groups in sets.items():
+        teacher_P, student_PG = trainer.score(groups)
+        margins_PG = teacher_P[:, None] - student_PG
+        right_PG = (margins_PG > 0).double() + 0.5 * (margins_PG == 0).double()
+        found[name] = {"right": right_PG.tolist(), "margin": margins_PG.mean().item()}
+    return found
+
+
+def summarized(rows: Sequence[Row]) -> dict[str, Any]:
+    """Share of pairs told right with its interval over prompts, difference to the deepest layer, cost over its cost."""
+    deepest = rows[0]
+    found: dict[str, Any] = {}
+    for each in rows:
+        figures: dict[str, Any] = {
+            "cpu_seconds_over_deepest": each["cpu_seconds"] / deepest["cpu_seconds"],
+            "flops_over_deepest": each["flops"] / deepest["flops"],
+        }
+        for name in ("held_out", "out_of_distribution"):
+            right, all_layers = each[name]["right"], deepest[name]["right"]
+            figures[name] = bootstrap_mean(right, seed=0).as_dict()
+            if each is not deepest:
+                figures[f"{name}_minus_deepest"] = paired_difference(right, all_layers, seed=0).as_dict()
+        found[str(each["layer"])] = figures
+    return found
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Markdown of `summarized`."""
+    lines = [
+        "| layer | held out | out of distribution | held out, less the deepest | operations | CPU time of an update |",
+        "|---|---|---|---|---|---|",
+    ]
+    for layer, found in summary.items():
+        shares = [_share(found[name]) for name in ("held_out", "out_of_distribution")]
+        apart = found.get("held_out_minus_deepest")
+        costs = [f"{found[name]:.2f}" for name in ("flops_over_deepest", "cpu_seconds_over_deepest")]
+        cells = [layer, *shares, "" if apart is None else _share(apart, "+.2f"), *costs]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _share(found: Mapping[str, float], form: str = ".2f") -> str:
+    return f"{found['value']:{form}} ({found['low']:{form}} to {found['high']:{form}})"
+
+
+def main() -> None:
+    """Measure, write the file and the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--layers", type=int, nargs="+", default=[10, 15, 20, 30])
+    parser.add_argument("--steps", type=int, default=8, help="updates of each discriminator")
+    parser.add_argument("--replies", type=int, default=1, help="to each prompt")
+    parser.add_argument("--work", type=Path, default=Path("runs/claims-layers"))
+    parser.add_argument("--out", type=Path, default=ROOT / WRITTEN)
+    parser.add_argument("overrides", nargs="*", help="key.path=value")
+    words = parser.parse_args()
+    arms = ["seqkd=null", "adversarial=null", "warmup.phases=[{train: student, steps: 10}]"]
+    place = [f"runs_dir={words.work}", "name=layers", "compute.threads=1"]
+    config = load(ROOT / RECIPE, [*place, *arms, *words.overrides])
+    rows = measured(config, words.layers, words.steps, words.replies)
+    summary = summarized(rows)
+    said = " ".join(["python -m claims.layers", *words.overrides])
+    write_json(words.out, {**provenance(RESTS_ON, said), "summary": summary, "rows": rows})
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
+    if words.out == ROOT / WRITTEN:
+        before, after = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
+        write_text(ROOT / PAGE, before + MARKS[0] + table(summary) + MARKS[1] + after)
+    print(table(summary))
+
+
+if __name__ == "__main__":
+    main()
