@@ -35,6 +35,8 @@ def test_another_student_rate_keeps_all_but_the_adversarial_stage(config: RunCon
     assert all(key.startswith("adversarial.student") for key in taken.changes)
     assert not list((other.folder / "checkpoints").glob("adversarial-*"))
     assert not (other.folder / "replies" / "gad").exists()
+    for noted in ("arithmetic.json", "models.json"):
+        assert (other.folder / noted).read_bytes() == (config.folder / noted).read_bytes()
 
     forked = runs.run(other)
     anew = runs.run(changed(other, "anew"))
