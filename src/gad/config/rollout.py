@@ -88,6 +88,6 @@ def quantization_mistakes(quantization: Quantization | None, engine: Engine, mer
         )
     if isinstance(engine, VllmServers) and engine.sync == "adapter":
         yield (
-            f"student.quantization.kind={quantization.kind} needs compute.engine.sync=weights or nccl: the servers' base is "
-            "another than the quantized one that the adapter is trained on"
+            f"student.quantization.kind={quantization.kind} needs compute.engine.sync=weights or nccl: the servers' "
+            "base is another than the quantized one that the adapter is trained on"
         )

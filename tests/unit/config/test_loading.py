@@ -106,7 +106,7 @@ MISTAKES = {
     ),
     "servers with another base": (
         "  quantization: {kind: nf4}\ncompute: {engine: {kind: vllm_server, urls: ['http://a:1'], sync_folder: x}}",
-        "run.yaml:6: student.quantization.kind=nf4 needs compute.engine.sync=weights or nccl: the servers' base is another",
+        "run.yaml:6: student.quantization.kind=nf4 needs compute.engine.sync=weights or nccl: the servers'",
     ),
     "bits that nobody has": (
         "  quantization: {kind: int4}",
