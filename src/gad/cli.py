@@ -12,7 +12,6 @@ import typer
 from gad.commands import around, stages
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's Markdown costs twice the rest of --help
@@ -71,6 +70,7 @@ def let_threads_sleep() -> None:
 
 @app.callback(invoke_without_command=True)
 def about(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
 ) -> None:
     if version:
@@ -78,3 +78,6 @@ def about(
 
         typer.echo(f"gad {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)

@@ -80,7 +80,8 @@ def test_each_example_of_a_list_has_a_line_of_its_own() -> None:
 
 def test_version_and_no_words_at_all() -> None:
     assert gad("--version").stdout == f"gad {__version__}\n"
-    assert "init" in gad().stdout
+    nothing = gad()
+    assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (2, gad("--help").stdout, "")
 
 
 @pytest.mark.parametrize("words", [("fly",), ("run",), ("plan", "run.yaml", "--fast"), ("init", "--preset")])

@@ -23,6 +23,7 @@ from gad.layouts import (
     pad,
     query_blocks,
     to_device,
+    tokens_of,
 )
 from gad.training.batching import CPU_PAIR_COST, Batcher
 
@@ -51,6 +52,17 @@ def test_a_group_needs_a_prompt_and_a_reply() -> None:
 def test_the_longest_row_is_the_prompt_with_its_longest_reply() -> None:
     assert [group.longest_row for group in GROUPS] == [5, 5]
     assert group(4, 0, 0).longest_row == 4
+
+
+def test_lengths_by_hand() -> None:
+    assert [group.lengths for group in GROUPS] == [(2, [3, 0, 1]), (3, [2])]
+
+
+@pytest.mark.parametrize(
+    ("layout", "tokens"), [("padded", 4 * 5), ("tree", 2 * 6), ("cache", 2 * 3 + 4 * 3), ("packed", 11)]
+)
+def test_tokens_that_are_computed_count_the_padding(layout: LayoutName, tokens: int) -> None:
+    assert tokens_of(build(GROUPS, layout)) == tokens
 
 
 def test_padded_by_hand() -> None:
