@@ -1,7 +1,8 @@
 """`gad` with one fault in one of its processes: python faulty.py RANK PHASE FAULT -- ARGUMENTS.
 
 PHASE is what a call does, as `gad.crew.everywhere` was told; the fault comes at its second time, or first where there
-is no second, and not again where torchrun has started all anew. FAULT: kill, stop (SIGSTOP), hang, memory, error, term (SIGTERM), or none.
+is no second, and not again where torchrun has started all anew. FAULT: kill, stop (SIGSTOP), hang, memory, error, term
+(SIGTERM), or none.
 """
 
 from __future__ import annotations
