@@ -270,6 +270,20 @@ def test_what_a_killed_run_leaves_goes_on_with_another_number(tiny_run: Setting,
 
 
 @pytest.mark.faults
+def test_torchrun_starts_all_anew_where_one_is_killed(tiny_run: Setting, alone: Path) -> None:
+    """Its store outlives the first attempt: what that one said in it must not end the second."""
+    assert gad(tiny_run, "collect", "name=anew").returncode == 0
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    fault = ["1", "updating the student", "kill", "--", "warmup", str(tiny_run.file), "name=anew"]
+    with warm.Popen([*torchrun, str(FAULTY), *fault], quiet=True, env=environment()) as started:
+        code = started.wait(PATIENCE)
+        said = started.stderr.read()
+    assert code == 0, said
+    assert said.count("error: rank 1") <= 1
+    assert weights_differ(tiny_run.config.folder.parent / "anew", alone, "warmup") < 1e-6
+
+
+@pytest.mark.faults
 def test_sigterm_to_any_of_them_saves_and_leaves(tiny_run: Setting, alone: Path) -> None:
     assert gad(tiny_run, "collect", "name=stopped").returncode == 0
     with together(tiny_run, 2, "run", "name=stopped", fault=(1, "sampling", "term")) as started:

@@ -1,7 +1,8 @@
 """`gad` with one fault in one of its processes: python faulty.py RANK PHASE FAULT -- ARGUMENTS.
 
 PHASE is what a call does, as `gad.crew.everywhere` was told; the fault comes at its second time, or first where there
-is no second. FAULT: kill, stop (SIGSTOP), hang, memory, error, term (SIGTERM), or none.
+is no second, and not again where torchrun has started all anew. FAULT: kill, stop (SIGSTOP), hang, memory, error, term
+(SIGTERM), or none.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def fail(fault: str) -> None:
 
 def main() -> None:
     rank, phase, fault, _, *arguments = sys.argv[1:]
-    if os.environ["RANK"] == rank and fault != "none":
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if os.environ["RANK"] == rank and fault != "none" and not again:
         from gad.training import watch
 
         begins, seen = watch.Watch.begins, [0]

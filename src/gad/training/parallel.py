@@ -270,9 +270,7 @@ def joined(seat: Seat, shard: Shard, find_device: Callable[[], torch.device], st
             torch.cuda.set_device(device)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore(  # type: ignore[attr-defined]
-                "group", store
-            ),
+            store=dist.PrefixStore("group", store),  # type: ignore[attr-defined]
             rank=seat.rank,
             world_size=seat.size,
             timeout=NO_LIMIT,
@@ -285,10 +283,12 @@ def _store(seat: Seat, *, client: bool = False) -> Any:
     hosts = seat.rank == 0 and not client and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not hosts:
         reach(seat, JOIN.total_seconds())
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store when it starts all anew
     try:
-        return dist.TCPStore(  # type: ignore[attr-defined]
+        store = dist.TCPStore(  # type: ignore[attr-defined]
             seat.host, seat.port, is_master=hosts, wait_for_workers=False, timeout=JOIN
         )
+        return dist.PrefixStore(f"attempt/{attempt}", store)  # type: ignore[attr-defined]
     except (RuntimeError, ValueError) as error:  # torch's DistNetworkError is a RuntimeError
         text = str(error).strip().splitlines()[0]
         if "EADDRINUSE" in str(error) or "in use" in str(error):
