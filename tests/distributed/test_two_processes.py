@@ -121,6 +121,33 @@ def test_two_processes_end_as_one(tiny_run: Setting, alone: Path) -> None:
     assert done.stderr.count("warmup: 3/3") == 1
 
 
+def test_adapters_above_a_common_part_end_as_in_one(tmp_path: Path) -> None:
+    """A sharded base goes through in two parts: the common one once, the upper one for each member."""
+    model = tiny.save(tmp_path / "model", "gemma3")
+    made = setting(
+        tmp_path,
+        student={
+            "model": str(model),
+            "dtype": "float32",
+            "tuning": {"kind": "lora", "rank": 4, "first_layer": 2},
+            "gradient_checkpointing": True,
+        },
+        discriminator={"kind": "shared", "layer": 3},
+        seqkd=None,
+        warmup=None,
+    )
+    for verb, name in (("collect", "one"), ("collect", "two"), ("adversarial", "one")):
+        done = gad(made, verb, f"name={name}")
+        assert done.returncode == 0, done.stderr
+    code, said = two(made, "adversarial", "name=two")
+    assert code == 0, said
+    one, shared = (made.config.folder.parent / name for name in ("one", "two"))
+    assert weights_differ(shared, one) < 1e-6
+    assert [row["reward/mean"] for row in runs.metrics(shared)] == pytest.approx(
+        [row["reward/mean"] for row in runs.metrics(one)], rel=1e-4, abs=1e-6
+    )
+
+
 def test_a_further_local_model_is_sampled_by_the_first_process_alone(tmp_path: Path) -> None:
     """It is loaded once, whatever the number of processes; the others wait, and go on with what comes after it."""
     other = tiny.save(tmp_path / "other", "llama3", seed=3)
