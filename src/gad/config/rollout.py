@@ -66,11 +66,10 @@ class VllmServers(Section):
 
     @model_validator(mode="after")
     def _weights_have_a_way(self) -> VllmServers:
-        if (self.sync_folder is None) != (self.sync == "nccl"):
-            way_out = (
-                "leave it out" if self.sync == "nccl" else "name a folder that all servers see, or write sync: nccl"
-            )
-            raise ValueError(f"sync_folder={self.sync_folder} with sync={self.sync}: {way_out}")
+        if self.sync == "nccl" and self.sync_folder is not None:
+            raise ValueError(f"`sync_folder`: {self.sync_folder} with sync: nccl, which needs none: leave it out")
+        if self.sync != "nccl" and self.sync_folder is None:
+            raise ValueError(f"`sync_folder` is not set: sync: {self.sync} needs a folder that all servers see")
         return self
 
 
