@@ -53,7 +53,7 @@ class _Closed:
         """As the norm's own."""
         norm = cast(nn.Module, self)
         weight = cast(Tensor, norm.weight)
-        if not (_suits(x, weight) and torch.is_grad_enabled()):
+        if not _suits(x, weight):
             own: Tensor = super().forward(x)  # type: ignore[misc]
             return own
         return rms_norm(x, 1.0 + weight if norm.weight_from_one else weight, _eps(norm))

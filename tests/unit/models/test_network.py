@@ -8,6 +8,7 @@ import torch
 from gad.config.models import Full, Lora
 from gad.errors import ModelError
 from gad.layouts import build
+from gad.models import norm
 from gad.models.attention import IMPLEMENTATION
 from gad.models.forward import hidden_states
 from gad.models.network import Member, Network
@@ -26,6 +27,7 @@ def states(member: Member) -> torch.Tensor:
 
 def base_states(architecture: str = "qwen2", dtype: torch.dtype = torch.float64) -> torch.Tensor:
     model = plain.model(architecture, dtype=dtype, attention=IMPLEMENTATION)
+    norm.speed_up(model)  # transformers rounds float64 to float32 in its norms
     with torch.no_grad():
         return hidden_states(model.model, BATCH)
 
