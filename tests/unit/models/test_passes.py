@@ -90,12 +90,8 @@ def test_the_last_layer_works_for_what_is_read_alone(layout: LayoutName) -> None
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma", "gemma3"])
 @pytest.mark.parametrize("layout", LAYOUTS)
+@plain.wide()
 def test_what_members_have_in_common_is_computed_once_and_not_backwards(architecture: str, layout: LayoutName) -> None:
-    with plain.wide():
-        once_and_not_backwards(architecture, layout)
-
-
-def once_and_not_backwards(architecture: str, layout: LayoutName) -> None:
     network, (student, reference) = plain.network(architecture, UPPER, "student", "reference")
     layers: Any = network.backbone()
     calls: Counter[int] = Counter()

@@ -53,5 +53,8 @@ def test_a_late_one_is_waited_for_and_whoever_waits_is_told(
     assert capfd.readouterr().err == "waiting for rank 3 of 4 to come\n"
 
 
-def test_only_the_first_one_waits() -> None:
-    watching(Store(1), rank=1).all_here(0.0)
+def test_only_the_first_one_waits(capfd: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    watching(Store(1), rank=1).all_here(30.0)
+    assert time.monotonic() - began < 0.4
+    assert capfd.readouterr().err == ""
