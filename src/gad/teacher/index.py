@@ -1,6 +1,6 @@
 """Where each key of a ledger stands: a table on disk, so that memory does not grow with the number of prompts.
 
-It is rebuilt from the ledger whenever that is opened (1 million lines in about 3 seconds) and has no name on disk: it
+It is rebuilt from the ledger whenever that is opened (`make bench-collect` times a million lines) and has no name on disk: it
 cannot disagree with the ledger, and is gone when the process is.
 """
 

@@ -56,5 +56,5 @@ def test_a_late_one_is_waited_for_and_whoever_waits_is_told(
 def test_only_the_first_one_waits(capfd: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     watching(Store(1), rank=1).all_here(30.0)
-    assert time.monotonic() - began < 0.4
+    assert time.monotonic() - began < 20  # it waits for nobody, and the first one would for 30
     assert capfd.readouterr().err == ""
