@@ -1,7 +1,7 @@
 """Where each key of a ledger stands: a table on disk, so that memory does not grow with the number of prompts.
 
-It is rebuilt from the ledger whenever that is opened (`make bench-collect` times a million lines) and has no name on disk: it
-cannot disagree with the ledger, and is gone when the process is.
+It is rebuilt from the ledger whenever that is opened (`make bench-collect` times a million lines) and has no name on
+disk: it cannot disagree with the ledger, and is gone when the process is.
 """
 
 from __future__ import annotations
