@@ -100,11 +100,12 @@ class Workshop:
     def visitor(self, model: LocalModel) -> tuple[LocalEngine, Codec]:
         """A model that nobody trains here, to sample from; it is not kept. Raises as `visitor_codec`."""
         codec = self.visitor_codec(model)
-        loaded = self._load(model)
+        loaded, compute = self._load(model), self._config.compute
         trial.unfit(loaded, model.model, trains=False)
-        compute = self._config.compute
+        network = Network(loaded, Lora())
+        network.shortcuts = trial.shortcuts(loaded)
         engine = LocalEngine(
-            Network(loaded, Lora()),
+            network,
             codec,
             max_reply_tokens=self._config.prompt.max_reply_tokens,
             rows_per_batch=compute.rows_per_sampling_batch,
@@ -268,8 +269,7 @@ class Workshop:
         model = self._load(source)
         cannot, shortcuts = trial.unfit(model, source.model), trial.shortcuts(model)
         network = Network(model, tuning, gradient_checkpointing=gradient_checkpointing, crew=self.crew)
-        network.unfit = cannot
-        network.narrows, network.shares = shortcuts
+        network.unfit, network.shortcuts = cannot, shortcuts
         return network
 
     def _load(self, source: StudentConfig | OwnDiscriminator | LocalModel) -> PreTrainedModel:

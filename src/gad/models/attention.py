@@ -1,4 +1,4 @@
-"""Attention for the three layouts and for sampling, as one function that transformers models call.
+"""Attention for the layouts and for prompts, as one function that transformers models call.
 
 transformers hands every keyword argument of a forward pass down to the attention function, so a forward pass carries
 an attention *plan*: who sees whom. Rotary positions, projections and head norms stay the model's own.
@@ -8,7 +8,8 @@ R rows, T query tokens, S key tokens, H query heads, Hk key heads, D head width,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -21,16 +22,23 @@ IMPLEMENTATION = "gad"
 
 
 @dataclass(frozen=True, slots=True)
+class Rule:
+    """A layer's own settings."""
+
+    scaling: float
+    window: int | None
+    softcap: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Heads:
-    """One layer's call: queries (R, H, T, D), keys and values (R, Hk, T, D), and the layer's own settings."""
+    """One layer's call: queries (R, H, T, D), keys and values (R, Hk, T, D)."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     layer: int
-    scaling: float
-    window: int | None
-    softcap: float | None
+    rule: Rule
 
 
 class Plan(Protocol):
@@ -61,15 +69,8 @@ def attention(
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in every layer; returns (R, T, H, D)."""
     carried: Carried = kwargs["plan"]
-    heads = Heads(
-        query,
-        key,
-        value,
-        cast(int, module.layer_idx),
-        kwargs["scaling"],
-        kwargs.get("sliding_window"),
-        kwargs.get("softcap"),
-    )
+    rule = Rule(kwargs["scaling"], kwargs.get("sliding_window"), kwargs.get("softcap"))
+    heads = Heads(query, key, value, cast(int, module.layer_idx), rule)
     return carried.plan.attend(heads).transpose(1, 2), None
 
 
@@ -96,8 +97,8 @@ def _dense(heads: Heads, bias: Tensor) -> Tensor:
     """
     rows, count, steps, width = heads.q.shape
     key_heads = heads.k.shape[1]
-    scores = _grouped(heads.q * heads.scaling, key_heads) @ heads.k.transpose(-1, -2)
-    weights = _weights(scores.view(rows, key_heads, count // key_heads, steps, -1), bias, heads.softcap)
+    scores = _grouped(heads.q * heads.rule.scaling, key_heads) @ heads.k.transpose(-1, -2)
+    weights = _weights(scores.view(rows, key_heads, count // key_heads, steps, -1), bias, heads.rule.softcap)
     return (weights.view(rows, key_heads, -1, weights.shape[-1]) @ heads.v).view(rows, count, steps, width)
 
 
@@ -107,16 +108,32 @@ def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass
 class Prefix:
-    """Keys and values of P prompts, layer by layer; `lengths_P` tells real tokens from right padding."""
+    """Keys and values (P, Hk, L, D) of P prompts, layer by layer, and the layers' settings.
+
+    lengths_P: tells real tokens from right padding.
+    """
 
     lengths_P: Tensor
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
+    rules: dict[int, Rule] = field(default_factory=dict)
+
+    def record(self, heads: Heads) -> None:
+        """Keep a layer's keys and values."""
+        self.keys[heads.layer], self.values[heads.layer], self.rules[heads.layer] = heads.k, heads.v, heads.rule
+
+    def contiguous(self) -> Prefix:
+        """The same in memory of its own, to be read many times."""
+        return self._each(lambda tensor: tensor.contiguous())
 
     def select(self, prompts: Tensor) -> Prefix:
         """Only these prompts."""
-        pick = {layer: key.index_select(0, prompts) for layer, key in self.keys.items()}
-        return Prefix(self.lengths_P[prompts], pick, {n: v.index_select(0, prompts) for n, v in self.values.items()})
+        chosen = self._each(lambda tensor: tensor.index_select(0, prompts))
+        return replace(chosen, lengths_P=self.lengths_P[prompts])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Prefix:
+        keys, values = ({n: change(tensor) for n, tensor in kept.items()} for kept in (self.keys, self.values))
+        return replace(self, keys=keys, values=values)
 
 
 @dataclass
@@ -128,22 +145,22 @@ class Causal:
 
     def attend(self, heads: Heads) -> Tensor:
         if self.record is not None:
-            self.record.keys[heads.layer], self.record.values[heads.layer] = heads.k, heads.v
+            self.record.record(heads)
         steps = heads.q.shape[2]
-        windowed = heads.window is not None and heads.window < steps
-        if heads.q.device.type != "cpu" and not windowed and heads.softcap is None:
+        windowed = heads.rule.window is not None and heads.rule.window < steps
+        if heads.q.device.type != "cpu" and not windowed and heads.rule.softcap is None:
             return F.scaled_dot_product_attention(
-                heads.q, heads.k, heads.v, is_causal=True, scale=heads.scaling, enable_gqa=True
+                heads.q, heads.k, heads.v, is_causal=True, scale=heads.rule.scaling, enable_gqa=True
             )
         return _dense(heads, self._bias(steps, heads))
 
     def _bias(self, steps: int, heads: Heads) -> Tensor:
-        cached = self._biases.get((steps, heads.window))
+        cached = self._biases.get((steps, heads.rule.window))
         if cached is None:
             visible = torch.ones(steps, steps, dtype=torch.bool, device=heads.q.device).tril()
-            if heads.window is not None:
-                visible &= ~torch.ones_like(visible).tril(-heads.window)
-            cached = self._biases[(steps, heads.window)] = _bias(visible, heads.q.dtype)
+            if heads.rule.window is not None:
+                visible &= ~torch.ones_like(visible).tril(-heads.rule.window)
+            cached = self._biases[(steps, heads.rule.window)] = _bias(visible, heads.q.dtype)
         return cached
 
 
@@ -156,13 +173,13 @@ class Masked:
     _biases: dict[int | None, Tensor] = field(default_factory=dict)
 
     def attend(self, heads: Heads) -> Tensor:
-        if heads.window not in self._biases:
+        if heads.rule.window not in self._biases:
             visible = self.visible_RTT
-            if heads.window is not None:
+            if heads.rule.window is not None:
                 distance = self.positions_RT[:, :, None] - self.positions_RT[:, None, :]
-                visible = visible & (distance < heads.window)
-            self._biases[heads.window] = _bias(visible, heads.q.dtype)[:, None, None]
-        return _dense(heads, self._biases[heads.window])
+                visible = visible & (distance < heads.rule.window)
+            self._biases[heads.rule.window] = _bias(visible, heads.q.dtype)[:, None, None]
+        return _dense(heads, self._biases[heads.rule.window])
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,76 +224,42 @@ class Owners:
 
 @dataclass
 class Prefixed:
-    """Reply rows that read their prompt's keys and values and their own past.
+    """Whole reply rows that read their prompt's keys and values and their own past.
 
     Nothing is expanded: the replies of a prompt are one block of queries to the prompt's keys.
-
-    own_past: keys and values of earlier reply tokens (R, Hk, S, D) per layer, for sampling; None when the whole reply
-        is computed at once.
     """
 
     prefix: Prefix
     owners: Owners
     positions_RT: Tensor
-    own_past: ReplyCache | None = None
     _biases: dict[int | None, Tensor] = field(default_factory=dict)
 
     def attend(self, heads: Heads) -> Tensor:
         rows, count, steps, width = heads.q.shape
         key_heads = heads.k.shape[1]
-        own_k, own_v = heads.k, heads.v
-        if self.own_past is not None:
-            own_k, own_v = self.own_past.extend(heads.layer, own_k, own_v)
         prefix_k, prefix_v = self.prefix.keys[heads.layer], self.prefix.values[heads.layer]
-        q = _grouped(heads.q * heads.scaling, key_heads)
+        q = _grouped(heads.q * heads.rule.scaling, key_heads)
         length = q.shape[2]
         to_prefix = self.owners.by_row(self.owners.by_prompt(q) @ prefix_k.transpose(-1, -2), length)
-        scores = torch.cat([to_prefix, q @ own_k.transpose(-1, -2)], dim=-1)
+        scores = torch.cat([to_prefix, q @ heads.k.transpose(-1, -2)], dim=-1)
         scores = scores.view(rows, key_heads, -1, steps, scores.shape[-1])
-        weights = _weights(scores, self._bias(heads, own_k.shape[2]), heads.softcap)
-        weights = weights.view(rows, key_heads, length, -1)
+        weights = _weights(scores, self._bias(heads), heads.rule.softcap).view(rows, key_heads, length, -1)
         on_prefix, on_own = weights[..., : prefix_k.shape[2]], weights[..., prefix_k.shape[2] :]
         from_prefix = self.owners.by_row(self.owners.by_prompt(on_prefix) @ prefix_v, length)
-        return (from_prefix + on_own @ own_v).reshape(rows, count, steps, width)
+        return (from_prefix + on_own @ heads.v).reshape(rows, count, steps, width)
 
-    def _bias(self, heads: Heads, own: int) -> Tensor:
+    def _bias(self, heads: Heads) -> Tensor:
         """Added to the scores, (R, 1, 1, T, S): prompt padding, the future and what is beyond a window are hidden."""
-        if heads.window not in self._biases:
+        window = heads.rule.window
+        if window not in self._biases:
             query_RT1 = self.positions_RT[:, :, None]
             lengths_R = self.prefix.lengths_P[self.owners.prompt_of_row_R]
             prefix = torch.arange(self.prefix.keys[heads.layer].shape[2], device=query_RT1.device)
-            own_RS = lengths_R[:, None] + torch.arange(own, device=query_RT1.device)
+            own_RS = lengths_R[:, None] + torch.arange(heads.k.shape[2], device=query_RT1.device)
             keys_RS = torch.cat([prefix.expand(len(lengths_R), -1), own_RS], dim=-1)
             real_RS = torch.cat([prefix < lengths_R[:, None], torch.ones_like(own_RS, dtype=torch.bool)], dim=-1)
             visible = real_RS[:, None, :] & (keys_RS[:, None, :] <= query_RT1)
-            if heads.window is not None:
-                visible &= query_RT1 - keys_RS[:, None, :] < heads.window
-            self._biases[heads.window] = _bias(visible, heads.q.dtype)[:, None, None]
-        return self._biases[heads.window]
-
-
-class ReplyCache:
-    """Keys and values of the reply tokens sampled so far, in buffers that are allocated once."""
-
-    def __init__(self, rows: int, limit: int) -> None:
-        self._rows, self._limit, self.length = rows, limit, 0
-        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store this step's keys and values; returns all so far. Call `advance` once after each forward pass."""
-        if layer not in self._buffers:
-            shape = (self._rows, k.shape[1], self._limit, k.shape[3])
-            self._buffers[layer] = (k.new_empty(shape), v.new_empty(shape))
-        end = self.length + k.shape[2]
-        keys, values = self._buffers[layer]
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
-
-    def advance(self, steps: int) -> None:
-        self.length += steps
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these."""
-        self._rows = len(rows)
-        self._buffers = {n: (k.index_select(0, rows), v.index_select(0, rows)) for n, (k, v) in self._buffers.items()}
+            if window is not None:
+                visible &= query_RT1 - keys_RS[:, None, :] < window
+            self._biases[window] = _bias(visible, heads.q.dtype)[:, None, None]
+        return self._biases[window]

@@ -31,7 +31,7 @@ def arithmetic(network: Network, member: str | None, *, layers: int | None = Non
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     last = len(backbone.layers) - 1
-    narrow = network.narrows and views.can_narrow(backbone.layers[last])
+    narrow = network.shortcuts.narrows and views.can_narrow(backbone.layers[last])
     return Arithmetic(
         tuple(
             _layer(layer, member, whole=whole, narrow=narrow and place == last, window=_window(config, place))

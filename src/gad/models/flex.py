@@ -108,9 +108,9 @@ class Fused:
                 q,
                 k,
                 v,
-                score_mod=None if heads.softcap is None else capped(heads.softcap),
-                block_mask=self.mask(heads.window),
-                scale=heads.scaling,
+                score_mod=None if heads.rule.softcap is None else capped(heads.rule.softcap),
+                block_mask=self.mask(heads.rule.window),
+                scale=heads.rule.scaling,
                 enable_gqa=q.shape[1] != k.shape[1],
                 kernel_options=options,
             )

@@ -105,3 +105,19 @@ def speed_up(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
+
+
+def suit_few_rows(model: nn.Module) -> None:
+    """Lay the linear layers' weights out in memory by inputs rather than by outputs; shapes and values stay.
+
+    For a model that only samples. MKL multiplies a few dozen rows by weights that are not in its caches faster that way
+    (AMD EPYC without AVX-512, one thread, 6 to 32 rows, widths 256 and 1,024: .55 to .85 of the time).
+    """
+    shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and id(module.weight) not in shared and _by_mkl(module.weight):
+            module.weight.data = module.weight.data.T.contiguous().T
+
+
+def _by_mkl(weight_MK: Tensor) -> bool:
+    return weight_MK.device.type == "cpu" and weight_MK.dtype is torch.float32 and not prefers_onednn()

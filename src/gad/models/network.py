@@ -25,7 +25,7 @@ from gad.models import norm, views
 from gad.models.adapter import Adapters, fuse
 from gad.models.forward import Below
 from gad.models.linear import speed_up
-from gad.models.passes import Passes
+from gad.models.passes import Passes, Shortcuts
 from gad.models.quantized import is_quantized, plain_weight
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 class Network:
     """One base model in memory.
 
-    unfit: layouts that it cannot do, and why. narrows, shares: whether it can leave out what is not read, and go on
-    from states that all members have in common (`models/trial.py` finds out).
+    unfit: layouts that it cannot do, and why. shortcuts: work that it can leave out (`models/trial.py` finds out both).
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Network:
         self.width: int = head.weight.shape[1]
         self.trained_whole = isinstance(tuning, Full)
         self.unfit: Mapping[LayoutName, str] = {}
-        self.narrows = self.shares = True
+        self.shortcuts = Shortcuts()
         self._adapters = Adapters(model, tuning) if isinstance(tuning, Lora) else None
 
     def shard(self) -> None:
@@ -132,12 +131,12 @@ class Network:
 
     def passes(self, layers: int | None = None) -> Passes:
         """Forward passes through all of the model, or through its first `layers`, once it has a member."""
-        return Passes(self.backbone(layers), common=self.common, narrow=self.narrows)
+        return Passes(self.backbone(layers), common=self.common, narrow=self.shortcuts.narrows)
 
     @property
     def common(self) -> int:
         """The first layers, which no member has adapters in and which are computed once for all of them."""
-        return self._tuning.first_layer if isinstance(self._tuning, Lora) and self.shares else 0
+        return self._tuning.first_layer if isinstance(self._tuning, Lora) and self.shortcuts.shares else 0
 
     @property
     def head_VH(self) -> Tensor:

@@ -63,10 +63,10 @@ class Packed:
         if torch.is_autocast_enabled(q.device.type):
             dtype = torch.get_autocast_dtype(q.device.type)
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-        parts = self._parts.get(heads.window)
+        parts = self._parts.get(heads.rule.window)
         if parts is None:
-            parts = self._parts[heads.window] = _parts(self.shapes, heads.window, q)
-        out: Tensor = _Attention.apply(q, k, v, parts, heads.scaling, heads.softcap)  # type: ignore[no-untyped-call]
+            parts = self._parts[heads.rule.window] = _parts(self.shapes, heads.rule.window, q)
+        out: Tensor = _Attention.apply(q, k, v, parts, heads.rule.scaling, heads.rule.softcap)  # type: ignore[no-untyped-call]
         return out.transpose(0, 1)[None]
 
 

@@ -5,11 +5,26 @@ M hidden states, H width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from gad.layouts import Readout, TokenBatch
 from gad.models import views
 from gad.models.forward import Below, below_states, hidden_states
+
+
+@dataclass(frozen=True, slots=True)
+class Shortcuts:
+    """Work that a model can leave out and give the same.
+
+    narrows: what nobody reads of its last layer; shares: layers that all members have in common, for all but one of
+    them; steps: most of what lies between the products of a decoding step.
+    """
+
+    narrows: bool = True
+    shares: bool = True
+    steps: bool = True
 
 
 class Passes:

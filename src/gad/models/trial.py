@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gad.errors import ModelError, is_out_of_memory
 from gad.layout_costs import ALL
-from gad.layouts import LayoutName, PaddedBatch, Readout, TokenGroup, build, to_device
-from gad.models.forward import hidden_states
-from gad.models.passes import Passes, lasts, predictors
+from gad.layouts import LayoutName, PaddedBatch, Readout, TokenGroup, build, pad, to_device
+from gad.models.decoding import Decoder, stepwise
+from gad.models.forward import hidden_states, prompt_states
+from gad.models.passes import Passes, Shortcuts, lasts, predictors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -151,25 +152,44 @@ def _read(states_MH: Tensor, readout: Readout) -> Tensor:
     return states_MH[places].double()
 
 
-def shortcuts(model: PreTrainedModel) -> tuple[bool, bool]:
-    """Whether this model gives the same where its last layer is computed for what is read alone, and where it goes on
-    from states of its first layer (`models/views.py`).
-    """
+def shortcuts(model: PreTrainedModel) -> Shortcuts:
+    """What this model can leave out, tried on a few tokens: with and without it gives the same."""
     embeddings: Any = model.get_input_embeddings()
-    batch = to_device(build(_groups(embeddings.weight.shape[0]), "padded"), model.device)
+    groups = _groups(embeddings.weight.shape[0])
+    batch = to_device(build(groups, "padded"), model.device)
     backbone: Any = getattr(model, model.base_model_prefix)
     read_N = torch.cat([predictors(batch.readout), lasts(batch.readout)]).unique()
     far = FAR.get(model.dtype, FAR_IN_FULL)
 
-    def agrees(passes: Callable[[], Passes]) -> bool:
+    def agrees(compute: Callable[[], Tensor], expected: Tensor) -> bool:
         try:
-            found = passes().states(batch, read_N)[read_N].double()
+            found = compute().double()
         except FAILURES as error:
             if is_out_of_memory(error):
                 raise
             return False
-        return float((found - whole).norm() / whole.norm()) <= far
+        return float((found - expected).norm() / expected.norm()) <= far
 
     with torch.no_grad():
         whole = hidden_states(backbone, batch)[read_N].double()
-        return agrees(lambda: Passes(backbone)), agrees(lambda: Passes(backbone, common=1, narrow=False))
+        return Shortcuts(
+            narrows=agrees(lambda: Passes(backbone).states(batch, read_N)[read_N], whole),
+            shares=agrees(lambda: Passes(backbone, common=1, narrow=False).states(batch, read_N)[read_N], whole),
+            steps=agrees(lambda: _decoded(backbone, stepwise(backbone), groups), _decoded(backbone, backbone, groups)),
+        )
+
+
+def _decoded(backbone: nn.Module, steps: nn.Module, groups: list[TokenGroup]) -> Tensor:
+    """States after each of a few steps, (steps * rows, H); the shorter replies are continued by their last token."""
+    device = next(backbone.parameters()).device
+    lengths_P = torch.tensor([len(group.prompt) for group in groups], device=device)
+    prefix, _ = prompt_states(
+        backbone, pad([group.prompt for group in groups], int(lengths_P.max())).to(device), lengths_P
+    )
+    replies = [reply for group in groups for reply in group.replies]
+    limit = max(map(len, replies))
+    decoder = Decoder(steps, prefix, [len(group.replies) for group in groups], limit)
+    ids_SR = torch.tensor(
+        [[reply[min(step, len(reply) - 1)] for reply in replies] for step in range(limit)], device=device
+    )
+    return torch.cat([decoder.step(ids_R) for ids_R in ids_SR]).double()

@@ -20,9 +20,9 @@ from gad.config.training import Sampling
 from gad.crew import deal, everywhere
 from gad.errors import RolloutError, is_out_of_memory
 from gad.layouts import pad
-from gad.models.attention import Owners, Prefix, Prefixed, ReplyCache
-from gad.models.forward import prompt_states, run
-from gad.models.linear import product
+from gad.models.decoding import Decoder, stepwise
+from gad.models.forward import prompt_states
+from gad.models.linear import product, suit_few_rows
 from gad.models.network import Member, Network
 from gad.models.tokens import Codec
 from gad.records import Rollout
@@ -66,7 +66,10 @@ class LocalEngine:
         self._limit = max_reply_tokens
         self._rows_per_batch = rows_per_batch
         self._plain = plain
+        if plain is not None:
+            suit_few_rows(plain)
         self._member: Member | None = None
+        self._stepwise: nn.Module | None = None
         self._untrained = False
         self._version = 0
         self._stops = torch.tensor(sorted(codec.stop_ids), device=network.device)
@@ -124,6 +127,14 @@ class LocalEngine:
         assert self._member is not None
         return self._network.sampling(self._member.name)
 
+    def _steps(self, backbone: nn.Module) -> nn.Module:
+        """The backbone as a decoder takes it: weights that come and go with a process's shard keep their layers."""
+        if not self._network.shortcuts.steps or (self._plain is None and self.crew.size > 1):
+            return backbone
+        if self._stepwise is None:
+            self._stepwise = stepwise(backbone)
+        return self._stepwise
+
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
         order = sorted(range(len(requests)), key=lambda index: (len(requests[index].prompt_ids), index))
         batches: list[list[int]] = []
@@ -149,7 +160,10 @@ class LocalEngine:
             for index, request in enumerate(requests)
             for reply, seed in enumerate(request.seeds)
         ]
-        running, decoder = rows, _Decoder(backbone, prefix, [len(request.seeds) for request in requests], self._limit)
+        running, decoder = (
+            rows,
+            Decoder(self._steps(backbone), prefix, [len(request.seeds) for request in requests], self._limit),
+        )
         states_RH = last_PH[decoder.owners.prompt_of_row_R]
         for step in range(self._limit):
             self.crew.tick()
@@ -208,57 +222,29 @@ def _room(rows: int, limit: int) -> Iterator[None]:
         ) from error
 
 
-class _Decoder:
-    """One token more for every running row."""
-
-    def __init__(self, backbone: nn.Module, prefix: Prefix, counts: list[int], limit: int) -> None:
-        self._backbone = backbone
-        self._prefix = prefix
-        self._past = ReplyCache(sum(counts), limit)
-        self.owners = Owners.of(counts, prefix.lengths_P.device)
-
-    def step(self, ids_R: Tensor) -> Tensor:
-        """Hidden states (R, H) after these tokens."""
-        lengths_R = self._prefix.lengths_P[self.owners.prompt_of_row_R]
-        positions_R1 = (lengths_R + self._past.length)[:, None]
-        plan = Prefixed(self._prefix, self.owners, positions_R1, self._past)
-        states = run(self._backbone, ids_R[:, None], positions_R1, plan)
-        self._past.advance(1)
-        return states[:, -1]
-
-    def keep(self, rows: list[int]) -> None:
-        """Go on with these rows only; prompts without a row are dropped too."""
-        device = self._prefix.lengths_P.device
-        owner_R = self.owners.prompt_of_row_R[torch.tensor(rows, device=device)]
-        prompts_P, counts_P = owner_R.unique_consecutive(return_counts=True)
-        if len(prompts_P) < self.owners.prompts:
-            self._prefix = self._prefix.select(prompts_P)
-        self.owners = Owners.of(counts_P.tolist(), device)
-        self._past.keep(torch.tensor(rows, device=device))
-
-
 def draw(logits_RV: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
     """One token for each row from its own generator, and its log-probability before top-k and top-p.
 
     A row's token depends on its own logits and generator alone: the uniform number of the row is looked up in the
     cumulative distribution, in float64 so that the tail is not rounded away.
     """
-    logps_RV = logits_RV.log_softmax(-1)
+    probs_RV = logits_RV.softmax(-1)
     if sampling.temperature == 0:
         ids_R = logits_RV.argmax(-1)
     else:
-        probs_RV = keep_likely(logps_RV.exp(), sampling)
         uniform_R = torch.tensor([torch.rand((), generator=g, dtype=torch.float64).item() for g in generators])
-        ids_R = _inverse_cdf(probs_RV, uniform_R.to(probs_RV.device))
-    return ids_R, logps_RV.gather(-1, ids_R[:, None])[:, 0]
+        ids_R = _inverse_cdf(keep_likely(probs_RV, sampling), uniform_R.to(probs_RV.device))
+    # Of the likeliest token both logit and probability are known, and the latter is at least 1 / V.
+    normalizers_R = logits_RV.amax(-1) - probs_RV.amax(-1).log()
+    return ids_R, logits_RV.gather(-1, ids_R[:, None])[:, 0] - normalizers_R
 
 
 def _inverse_cdf(probs_RV: Tensor, uniform_R: Tensor) -> Tensor:
-    cumulative_RV = probs_RV.double().cumsum(-1)
-    threshold_R1 = (uniform_R * cumulative_RV[:, -1])[:, None]
-    ids_R = torch.searchsorted(cumulative_RV, threshold_R1, right=True)[:, 0]
-    last_R = probs_RV.shape[-1] - 1 - (probs_RV.flip(-1) > 0).int().argmax(-1)
-    return torch.minimum(ids_R, last_R)
+    cumulative_RV = probs_RV.cumsum(-1, dtype=torch.float64)
+    total_R = cumulative_RV[:, -1]
+    # Below the total even where the product is rounded up to it: the first sum above belongs to a likely token.
+    threshold_R = torch.minimum(uniform_R * total_R, total_R.nextafter(torch.zeros_like(total_R)))
+    return torch.searchsorted(cumulative_RV, threshold_R[:, None], right=True)[:, 0]
 
 
 def keep_likely(probs_RV: Tensor, sampling: Sampling) -> Tensor:

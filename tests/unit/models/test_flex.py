@@ -20,7 +20,7 @@ from gad.errors import ConfigError
 from gad.layout_costs import BLOCK, computed
 from gad.layouts import LayoutName, PackedBatch, TokenGroup, TreeBatch, build, to_device
 from gad.models import flex, trial
-from gad.models.attention import IMPLEMENTATION, Heads, Masked
+from gad.models.attention import IMPLEMENTATION, Heads, Masked, Rule
 from gad.models.flex import Fused, visible
 from gad.models.forward import hidden_states
 from gad.training.batching import Batcher
@@ -235,7 +235,7 @@ def test_one_kernel_for_all_lengths_and_windows(monkeypatch: pytest.MonkeyPatch)
             made, batch = plan(groups, "packed"), build(groups, "tree")
             assert isinstance(batch, TreeBatch)
             q, k, v = (torch.randn(1, h, made.branch_RT.shape[1], 16, generator=generator) for h in (4, 2, 2))
-            heads = Heads(q, k, v, 0, 0.3, window, None)
+            heads = Heads(q, k, v, 0, Rule(0.3, window, None))
             rule = torch.tensor(seen(made, None))
             torch.testing.assert_close(made.attend(heads), Masked(rule, made.position_RT).attend(heads))
     assert len(kernels) == 2
