@@ -36,7 +36,8 @@ class Wanted:
 class Index:
     """Keys and their states, and the keys that the prompt sets ask for, in their order.
 
-    Its table `keys` has whole records of those keys alone that have changed since the ledger was opened.
+    loaded: what the ledger held when it was opened; closed with the index. The table `keys` has the records of those
+    keys alone that have changed since.
     """
 
     def __init__(self, folder: Path, loaded: Loaded) -> None:
@@ -84,16 +85,15 @@ class Index:
     def in_state(self, state: State) -> Iterator[tuple[str, Entry]]:
         """Keys in a state, in the order of the keys. Do not change the index meanwhile."""
         changed = self._db.execute("select * from keys where state = ? order by key", (int(state),))
-        for row in merge(changed, self._loaded_rows(state, but_not_in="keys")):
+        for row in merge(changed, self._loaded_rows(state, "keys")):
             yield row[0].hex(), Entry(state, *row[2:])
 
-    def _loaded_rows(self, state: State, *, but_not_in: str) -> Iterator[Row]:
-        """Loaded records in a state whose keys a table does not have."""
+    def _loaded_rows(self, state: State, *tables: str) -> Iterator[Row]:
+        """Loaded records in a state whose keys none of the tables has."""
+        sql = " union all ".join(f"select key from {table} where key between ?1 and ?2" for table in tables)
         for rows in self._loaded.in_state(state):
-            between = rows[0][0], rows[-1][0]
-            found = self._db.execute(f"select key from {but_not_in} where key between ? and ?", between).fetchall()
-            keys = {key for (key,) in found}
-            yield from (row for row in rows if row[0] not in keys)
+            found = {key for (key,) in self._db.execute(sql, (rows[0][0], rows[-1][0]))}
+            yield from (row for row in rows if row[0] not in found)
 
     def want(self, wanted: Iterable[Wanted]) -> None:
         """Add to the prompt sets; a key that is in a set already keeps its first place there."""
@@ -134,15 +134,12 @@ class Index:
             where w.key is null and k.state = 4 order by k.key
             """
         )
-        loaded = self._loaded_rows(State.REPLY, but_not_in="wanted")
-        last = b""
-        for row in merge(changed, loaded):
-            if row[0] != last:
-                yield row[0].hex(), Entry(State.REPLY, *row[2:])
-            last = row[0]
+        for row in merge(changed, self._loaded_rows(State.REPLY, "keys", "wanted")):
+            yield row[0].hex(), Entry(State.REPLY, *row[2:])
 
     def close(self) -> None:
         self._db.close()
+        self._loaded.close()
 
 
 def _entry(row: Row | None) -> Entry | None:

@@ -48,9 +48,7 @@ class Ledger:
             self._open.callback(self.file.close)
             self._files = (*read_also, folder / LEDGER)
             self._own = len(read_also) * FILE
-            loaded = self._load()
-            self._open.callback(loaded.close)
-            self.index = Index(folder, loaded)
+            self.index = Index(folder, self._load())
             self._open.callback(self.index.close)
             self._reading = [self._open.enter_context(path.open("rb")) for path in self._files]
             self._write_off(self._own if read_also and not lock_also else 0)
