@@ -60,23 +60,24 @@ class Index:
     def put(self, key: str, state: State, asked: int, outcome: int) -> None:
         """Add or change a key.
 
-        The first place of a request stays, and so does the first reply, whatever follows.
+        The first place of a request stays, and a key with a reply stays as it is.
         """
-        known = self._row(bytes.fromhex(key))
+        raw = bytes.fromhex(key)
+        known = self._row(raw)
         if known is not None:
             _, before, first_asked, last_outcome = known
-            asked = asked if first_asked < 0 else first_asked
             if before == State.REPLY:
-                state = State.REPLY
-            if before == State.REPLY or outcome < 0:
-                outcome = last_outcome
-        self._db.execute(
-            "insert or replace into keys values (?, ?, ?, ?)", (bytes.fromhex(key), int(state), asked, outcome)
-        )
+                return
+            asked = asked if first_asked < 0 else first_asked
+            outcome = last_outcome if outcome < 0 else outcome
+        self._db.execute("insert or replace into keys values (?, ?, ?, ?)", (raw, int(state), asked, outcome))
 
     def _row(self, key: bytes) -> Row | None:
+        loaded = self._loaded.get(key)
+        if loaded is not None and loaded[1] == State.REPLY:
+            return loaded
         changed: Row | None = self._db.execute("select * from keys where key = ?", (key,)).fetchone()
-        return changed or self._loaded.get(key)
+        return changed or loaded
 
     def get(self, key: str) -> Entry | None:
         """Where a key stands; None where it was never asked."""
@@ -88,11 +89,12 @@ class Index:
         for row in merge(changed, self._loaded_rows(state, "keys")):
             yield row[0].hex(), Entry(state, *row[2:])
 
-    def _loaded_rows(self, state: State, *tables: str) -> Iterator[Row]:
-        """Loaded records in a state whose keys none of the tables has."""
-        sql = " union all ".join(f"select key from {table} where key between ?1 and ?2" for table in tables)
+    def _loaded_rows(self, state: State, but_not_in: str) -> Iterator[Row]:
+        """Loaded records in a state whose keys a table does not have."""
         for rows in self._loaded.in_state(state):
-            found = {key for (key,) in self._db.execute(sql, (rows[0][0], rows[-1][0]))}
+            between = rows[0][0], rows[-1][0]
+            known = self._db.execute(f"select key from {but_not_in} where key between ? and ?", between)
+            found = {key for (key,) in known}
             yield from (row for row in rows if row[0] not in found)
 
     def want(self, wanted: Iterable[Wanted]) -> None:
@@ -120,11 +122,12 @@ class Index:
         rows = self._db.execute(
             "select w.key, k.state from (select distinct key from wanted order by key) w left join keys k using (key)"
         )
-        return dict(Counter(self._loaded_state(key) if state is None else State(state) for key, state in rows))
+        counts = Counter(self._loaded_state(key) if state is None else state for key, state in rows)
+        return {None if state is None else State(state): count for state, count in counts.items()}
 
-    def _loaded_state(self, key: bytes) -> State | None:
+    def _loaded_state(self, key: bytes) -> int | None:
         row = self._loaded.get(key)
-        return None if row is None else State(row[1])
+        return None if row is None else row[1]
 
     def unwanted(self) -> Iterator[tuple[str, Entry]]:
         """Keys with a reply that no prompt set asks for, in the order of the keys."""
@@ -134,7 +137,7 @@ class Index:
             where w.key is null and k.state = 4 order by k.key
             """
         )
-        for row in merge(changed, self._loaded_rows(State.REPLY, "keys", "wanted")):
+        for row in merge(changed, self._loaded_rows(State.REPLY, "wanted")):
             yield row[0].hex(), Entry(State.REPLY, *row[2:])
 
     def close(self) -> None:

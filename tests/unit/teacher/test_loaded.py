@@ -95,7 +95,8 @@ def test_index_agrees_with_a_dictionary(
         for number, (key, state) in enumerate(changes):
             place = len(files) * FILE + number
             index.put(key, state, *((place, -1) if state in ASKED else (-1, place)))
-            model[key] = after(model.get(key), state, place)
+            if key not in model or model[key].state is not State.REPLY:
+                model[key] = after(model.get(key), state, place)
         index.want(Wanted(key, "train", key[:4], 0, False) for key in sorted(asked_for, reverse=True))
         assert {key: index.get(key) for key in KEYS} == {key: model.get(key) for key in KEYS}
         for state in State:
