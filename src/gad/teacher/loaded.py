@@ -65,14 +65,17 @@ class Events:
     def fold(self) -> Loaded:
         """One record a key; the events are gone then."""
         loaded = Loaded(nameless(self._folder))
-        self._file.flush()
-        for part in range(_PARTS):
-            chunks = [self._read(run[part], run[part + 1]) for run in self._runs]
-            data = b"".join(chunks)
-            if data:
-                loaded.append(_fold(np.frombuffer(data, _EVENT)))
+        try:
+            self._file.flush()
+            for part in range(_PARTS):
+                data = b"".join(self._read(run[part], run[part + 1]) for run in self._runs)
+                if data:
+                    loaded.append(_fold(np.frombuffer(data, _EVENT)))
+            loaded.complete()
+        except BaseException:
+            loaded.close()
+            raise
         self._file.close()
-        loaded.complete()
         return loaded
 
     def _read(self, start: int, end: int) -> bytes:

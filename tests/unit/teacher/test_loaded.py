@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from gad.teacher import scan as scan_module
 from gad.teacher.entry import ASKED, FILE, Entry, State
 from gad.teacher.index import Index, Wanted
 from gad.teacher.ledger import LEDGER, Ledger
-from gad.teacher.loaded import Events
+from gad.teacher.loaded import Events, Loaded
 from gad.teacher.scan import Scan, Totals
 
 HEADER = b'{"gad_ledger":1,"created":1.0}\n'
@@ -130,7 +131,7 @@ def test_a_damaged_line_is_named_wherever_it_is(bad: bytes, what: str, before: i
     assert {path.name for path in tmp_path.iterdir()} == {LEDGER, ".lock"}
 
 
-def test_memory_holds_a_key_a_page_and_disk_a_record_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_holds_a_key_a_page_and_disk_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaded_module, "_PAGE", 128)
     monkeypatch.setattr(loaded_module, "_PAGE_BYTES", 128 * loaded_module._RECORD.itemsize)
     count = 20_000
@@ -139,6 +140,7 @@ def test_memory_holds_a_key_a_page_and_disk_a_record_a_key(tmp_path: Path, monke
     for start in range(0, count, 5_000):
         places = np.arange(start, start + 5_000)
         events.add(some_keys[16 * start : 16 * (start + 5_000)], bytes([State.UNDER_WAY]) * 5_000, places)
+    assert events._file.seek(0, 2) == count * 25
     loaded = events.fold()
     assert len(loaded._first) == -(-count // 128)
     assert loaded._first == sorted(loaded._first)
@@ -150,3 +152,23 @@ def test_memory_holds_a_key_a_page_and_disk_a_record_a_key(tmp_path: Path, monke
     assert loaded.get(b"\xff" * 16) is None
     assert sum(map(len, loaded.in_state(State.UNDER_WAY))) == count
     loaded.close()
+
+
+def test_a_disk_that_fills_up_while_a_ledger_is_opened_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / LEDGER).write_bytes(HEADER + line(KEYS[0], "reply"))
+    opened = []
+
+    def full(file: Loaded) -> None:
+        opened.append(file)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Loaded, "complete", full)
+    with pytest.raises(OSError, match="No space"):
+        Ledger(tmp_path)
+    assert opened[0]._file.closed
+    monkeypatch.undo()
+    again = Ledger(tmp_path)
+    assert again.index.get(KEYS[0]) == Entry(State.REPLY, -1, len(HEADER))
+    again.close()
