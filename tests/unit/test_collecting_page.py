@@ -39,4 +39,5 @@ def test_rate_cpu_time_and_memory_hold_what_was_promised() -> None:
     assert RESULT["share_of_ideal_rate"] >= 0.95
     assert RESULT["client_cpu_ms_per_request"] <= 1.0
     assert RESULT["peak_rss_mb_200k_prompts"] <= 1000.0
+    assert RESULT["ledger_open_seconds_1m_rows"] <= 5.0
     assert all(row["missing"] == 0 and row["kept"] == row["prompts"] for row in RESULT["rows"]["rate"])

@@ -20,8 +20,9 @@ from gad.teacher.batch import run_batches
 from gad.teacher.batch_results import discard_planned, held_by_batches
 from gad.teacher.caller import ApiCaller, never
 from gad.teacher.client import Exchange, address
+from gad.teacher.entry import State
 from gad.teacher.files import Contents, Files
-from gad.teacher.index import State, Wanted
+from gad.teacher.index import Wanted
 from gad.teacher.ledger import LEDGER
 from gad.teacher.ledger_file import disk_errors
 from gad.teacher.money import asked_messages

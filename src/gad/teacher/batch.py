@@ -18,8 +18,8 @@ from gad.teacher.batch_results import BatchBook
 from gad.teacher.batch_state import DONE, Batch, BatchState
 from gad.teacher.caller import ApiCaller
 from gad.teacher.client import address, needed_key, new_client, proxy_for
+from gad.teacher.entry import State
 from gad.teacher.failures import NOT_FOUND, Next, of_status
-from gad.teacher.index import State
 from gad.teacher.money import too_expensive
 from gad.teacher.reading import Work, work_of
 from gad.teacher.requests import ApiRequest

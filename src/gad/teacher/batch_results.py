@@ -12,8 +12,8 @@ from gad.config.teacher import TeacherConfig
 from gad.errors import TeacherError
 from gad.teacher.batch_state import DONE, BatchState
 from gad.teacher.caller import ApiCaller
+from gad.teacher.entry import Entry, State
 from gad.teacher.failures import Failure, Next, of_malformed, of_status
-from gad.teacher.index import Entry, State
 from gad.teacher.lines import failed_line, reply_line, sent_line
 from gad.teacher.reading import Guess, Work, reply_of, work_of
 from gad.teacher.wire import Malformed, read_body, sampling_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from gad.config.teacher import ApiConfig
+from gad.teacher.entry import State
 from gad.teacher.failures import Failure
-from gad.teacher.index import State
 from gad.teacher.journal import Journal
 from gad.teacher.ledger import Ledger
 from gad.teacher.lines import failed_line, reply_line, sent_line

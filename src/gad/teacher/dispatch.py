@@ -14,8 +14,8 @@ from gad.errors import GadError, TeacherError
 from gad.teacher.book import Book
 from gad.teacher.client import address
 from gad.teacher.desk import Desk, Parcel
+from gad.teacher.entry import State
 from gad.teacher.failures import NO_API, UNREACHABLE, Failure, Next, of_malformed
-from gad.teacher.index import State
 from gad.teacher.limits import Pace, Ticket
 from gad.teacher.money import too_expensive
 from gad.teacher.reading import Guess, Work, reply_of, work_of

@@ -12,7 +12,8 @@ from gad.config.data import Filters
 from gad.config.teacher import TeacherConfig
 from gad.storage import JsonlWriter, Row, write_jsonl
 from gad.teacher.choosing import Chooser, usage_totals
-from gad.teacher.index import Entry, State, Wanted
+from gad.teacher.entry import Entry, State
+from gad.teacher.index import Wanted
 from gad.teacher.ledger import Ledger
 from gad.teacher.requests import ApiRequest, Reply
 

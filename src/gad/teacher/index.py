@@ -1,7 +1,8 @@
-"""Where each key of a ledger stands: a table on disk, so that memory does not grow with the number of prompts.
+"""Where each key of a ledger stands, on disk, so that memory does not grow with the number of prompts.
 
-It is rebuilt from the ledger whenever that is opened (`make bench-collect` times a million lines) and has no name on
-disk: it cannot disagree with the ledger, and is gone when the process is.
+What the ledger held when it was opened is a sorted file that is made anew each time (`loaded.py`; `make bench-collect`
+times a million lines); what changes afterwards, and what the prompt sets ask for, are tables of SQLite over it. None
+has a name on disk: the index cannot disagree with the ledger, and is gone when the process is.
 """
 
 from __future__ import annotations
@@ -9,37 +10,16 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import IntEnum
+from heapq import merge
 from pathlib import Path
 
+from gad.teacher.entry import Entry, State
+from gad.teacher.loaded import PREFIX, Loaded, Row
+
 _CACHE_KIB = 32768
-FILE = 2**44
-"""Places of one file: 16 TiB."""
-
-
-class State(IntEnum):
-    """What became of a key, as far as the ledger goes."""
-
-    OPEN = 0
-    """Asked, without a lasting outcome: to be asked again."""
-    UNDER_WAY = 1
-    IN_BATCH = 2
-    GIVEN_UP = 3
-    REPLY = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """State of a key, and the places of its request and of its last outcome (-1: nowhere).
-
-    A place is `file * FILE + offset`.
-    """
-
-    state: State
-    asked: int
-    outcome: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +34,15 @@ class Wanted:
 
 
 class Index:
-    """Keys and their states, and the keys that the prompt sets ask for, in their order."""
+    """Keys and their states, and the keys that the prompt sets ask for, in their order.
 
-    def __init__(self, folder: Path) -> None:
-        descriptor, name = tempfile.mkstemp(prefix=".index-", dir=folder)
+    loaded: what the ledger held when it was opened; closed with the index. The table `keys` has the records of those
+    keys alone that have changed since.
+    """
+
+    def __init__(self, folder: Path, loaded: Loaded) -> None:
+        self._loaded = loaded
+        descriptor, name = tempfile.mkstemp(prefix=PREFIX, dir=folder)
         os.close(descriptor)
         self._db = sqlite3.connect(name, isolation_level=None, check_same_thread=False)
         self._db.executescript(
@@ -72,33 +57,45 @@ class Index:
         )
         Path(name).unlink()
 
-    def put(self, rows: Iterable[tuple[bytes, int, int, int]]) -> None:
-        """Add or change keys: (key, state, asked, outcome).
+    def put(self, key: str, state: State, asked: int, outcome: int) -> None:
+        """Add or change a key.
 
-        The first place of a request stays, and so does the first reply, whatever follows.
+        The first place of a request stays, and a key with a reply stays as it is.
         """
-        self._db.executemany(
-            """
-            insert into keys values (?, ?, ?, ?) on conflict (key) do update set
-              state = excluded.state,
-              asked = iif(asked < 0, excluded.asked, asked),
-              outcome = iif(excluded.outcome < 0, outcome, excluded.outcome)
-            where keys.state != 4
-            """,
-            rows,
-        )
+        raw = bytes.fromhex(key)
+        known = self._row(raw)
+        if known is not None:
+            _, before, first_asked, last_outcome = known
+            if before == State.REPLY:
+                return
+            asked = asked if first_asked < 0 else first_asked
+            outcome = last_outcome if outcome < 0 else outcome
+        self._db.execute("insert or replace into keys values (?, ?, ?, ?)", (raw, int(state), asked, outcome))
+
+    def _row(self, key: bytes) -> Row | None:
+        loaded = self._loaded.get(key)
+        if loaded is not None and loaded[1] == State.REPLY:
+            return loaded
+        changed: Row | None = self._db.execute("select * from keys where key = ?", (key,)).fetchone()
+        return changed or loaded
 
     def get(self, key: str) -> Entry | None:
         """Where a key stands; None where it was never asked."""
-        row = self._db.execute("select state, asked, outcome from keys where key = ?", (bytes.fromhex(key),)).fetchone()
-        return None if row is None else Entry(State(row[0]), row[1], row[2])
+        return _entry(self._row(bytes.fromhex(key)))
 
     def in_state(self, state: State) -> Iterator[tuple[str, Entry]]:
         """Keys in a state, in the order of the keys. Do not change the index meanwhile."""
-        for key, asked, outcome in self._db.execute(
-            "select key, asked, outcome from keys where state = ?", (int(state),)
-        ):
-            yield key.hex(), Entry(state, asked, outcome)
+        changed = self._db.execute("select * from keys where state = ? order by key", (int(state),))
+        for row in merge(changed, self._loaded_rows(state, "keys")):
+            yield row[0].hex(), Entry(state, *row[2:])
+
+    def _loaded_rows(self, state: State, but_not_in: str) -> Iterator[Row]:
+        """Loaded records in a state whose keys a table does not have."""
+        for rows in self._loaded.in_state(state):
+            between = rows[0][0], rows[-1][0]
+            known = self._db.execute(f"select key from {but_not_in} where key between ? and ?", between)
+            found = {key for (key,) in known}
+            yield from (row for row in rows if row[0] not in found)
 
     def want(self, wanted: Iterable[Wanted]) -> None:
         """Add to the prompt sets; a key that is in a set already keeps its first place there."""
@@ -116,29 +113,37 @@ class Index:
             """,
             (name,),
         )
-        for key, identity, sample, added, state, *places in rows:
-            entry = None if state is None else Entry(State(state), *places)
-            yield Wanted(key.hex(), name, identity, sample, bool(added)), entry
+        for key, identity, sample, added, *changed in rows:
+            row = self._loaded.get(key) if changed[0] is None else (key, *changed)
+            yield Wanted(key.hex(), name, identity, sample, bool(added)), _entry(row)
 
     def wanted_counts(self) -> dict[State | None, int]:
         """How many keys of all prompt sets together stand where; None: never asked."""
         rows = self._db.execute(
-            """
-            select k.state, count(*) from (select distinct key from wanted) w left join keys k using (key) group by 1
-            """
+            "select w.key, k.state from (select distinct key from wanted order by key) w left join keys k using (key)"
         )
-        return {None if state is None else State(state): count for state, count in rows}
+        counts = Counter(self._loaded_state(key) if state is None else state for key, state in rows)
+        return {None if state is None else State(state): count for state, count in counts.items()}
+
+    def _loaded_state(self, key: bytes) -> int | None:
+        row = self._loaded.get(key)
+        return None if row is None else row[1]
 
     def unwanted(self) -> Iterator[tuple[str, Entry]]:
-        """Keys with a reply that no prompt set asks for."""
-        rows = self._db.execute(
+        """Keys with a reply that no prompt set asks for, in the order of the keys."""
+        changed = self._db.execute(
             """
-            select k.key, k.state, k.asked, k.outcome from keys k left join wanted w using (key)
-            where w.key is null and k.state = 4
+            select k.* from keys k left join wanted w using (key)
+            where w.key is null and k.state = 4 order by k.key
             """
         )
-        for key, value, *places in rows:
-            yield key.hex(), Entry(State(value), *places)
+        for row in merge(changed, self._loaded_rows(State.REPLY, "wanted")):
+            yield row[0].hex(), Entry(State.REPLY, *row[2:])
 
     def close(self) -> None:
         self._db.close()
+        self._loaded.close()
+
+
+def _entry(row: Row | None) -> Entry | None:
+    return None if row is None else Entry(State(row[1]), *row[2:])

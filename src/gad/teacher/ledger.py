@@ -8,49 +8,22 @@ from __future__ import annotations
 
 import json
 import time
-from binascii import unhexlify
-from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from gad.errors import RunFolderError
 from gad.storage import lock
-from gad.teacher.index import FILE, Entry, Index, State
+from gad.teacher.entry import FILE, Entry, State
+from gad.teacher.index import Index
 from gad.teacher.ledger_file import LedgerFile
-from gad.teacher.lines import HEAD, MODEL, VERSION, failed_line, read_given_up, read_reply, read_request
+from gad.teacher.lines import failed_line, read_given_up, read_reply, read_request
+from gad.teacher.loaded import PREFIX, Events, Loaded
 from gad.teacher.requests import ApiRequest, GivenUp, Outcome, Reply
+from gad.teacher.scan import Scan, Totals
 
 LEDGER = "ledger.jsonl"
-_UNDER_WAY, _IN_BATCH, _REPLY = int(State.UNDER_WAY), int(State.IN_BATCH), int(State.REPLY)
-_ASKED = (_UNDER_WAY, _IN_BATCH)
-_STATES = {
-    b"sent": _UNDER_WAY,
-    b"batched": _IN_BATCH,
-    b"reply": _REPLY,
-    b"failed": int(State.OPEN),
-    b"lost": int(State.OPEN),
-    b"givenup": int(State.GIVEN_UP),
-}
-_CHUNK = 100_000
-_READ = 2**20
-
-
-@dataclass
-class Totals:
-    """Sums over all files. spent, maybe, lost: as found when the ledger was opened; lost: found under way then.
-
-    replies, models (replies by the name that the provider gave): kept up to date.
-    """
-
-    spent: float = 0.0
-    maybe: float = 0.0
-    replies: int = 0
-    models: Counter[str] = field(default_factory=Counter)
-    lost: int = 0
-    lost_usd: float = 0.0
 
 
 class Ledger:
@@ -69,16 +42,14 @@ class Ledger:
         try:
             for each in (folder, *lock_also):
                 self._open.enter_context(lock(each))
-            for leftover in folder.glob(".index-*"):
+            for leftover in folder.glob(f"{PREFIX}*"):
                 leftover.unlink()
             self.file = LedgerFile(folder / LEDGER, reserve)
             self._open.callback(self.file.close)
-            self.index = Index(folder)
-            self._open.callback(self.index.close)
             self._files = (*read_also, folder / LEDGER)
             self._own = len(read_also) * FILE
-            for number, path in enumerate(self._files):
-                self._scan(number, path)
+            self.index = Index(folder, self._load())
+            self._open.callback(self.index.close)
             self._reading = [self._open.enter_context(path.open("rb")) for path in self._files]
             self._write_off(self._own if read_also and not lock_also else 0)
         except BaseException:
@@ -88,55 +59,13 @@ class Ledger:
     def close(self) -> None:
         self._open.close()
 
-    def _scan(self, number: int, path: Path) -> None:
-        """Take in a file, as far as its lines are whole: another process may be writing the last one."""
-        # Tuples of numbers: the garbage collector stops looking at them, as it would not at lists.
-        chunk: dict[bytes, tuple[int, int, int]] = {}
-        models: Counter[bytes] = Counter()
-        match, states, model_of, spent, maybe = HEAD.match, _STATES, MODEL.match, 0.0, 0.0
-        with path.open("rb", buffering=_READ) as file:
-            place = number * FILE + _check_header(path, file.readline())
-            for count, line in enumerate(file, start=2):
-                found = match(line)
-                if found is None or line[-2:] != b"}\n":
-                    if line[-1:] != b"\n":
-                        break
-                    raise RunFolderError(f"{path}:{count}: no line of a ledger; remove the line to go on")
-                key, event, usd, maybe_usd = found.groups()
-                state = states.get(event)
-                if state is None:
-                    raise RunFolderError(f"{path}:{count}: event {event.decode()!r} is not known to this version")
-                known = chunk.get(key)
-                if state in _ASKED:
-                    if known is None:
-                        chunk[key] = state, place, -1
-                    elif known[0] != _REPLY:
-                        chunk[key] = state, place if known[1] < 0 else known[1], known[2]
-                else:
-                    spent, maybe = spent + float(usd), maybe + float(maybe_usd)
-                    if known is None:
-                        chunk[key] = state, -1, place
-                    elif known[0] != _REPLY:
-                        chunk[key] = state, known[1], place
-                    if state == _REPLY:
-                        name = model_of(line, found.end())
-                        models[name[1] if name else b"null"] += 1
-                place += len(line)
-                if len(chunk) >= _CHUNK:
-                    self._flush(chunk)
-        self._flush(chunk)
-        self._add(spent, maybe, models)
-
-    def _flush(self, chunk: dict[bytes, tuple[int, int, int]]) -> None:
-        self.index.put((unhexlify(key), *chunk[key]) for key in sorted(chunk))
-        chunk.clear()
-
-    def _add(self, spent: float, maybe: float, models: Counter[bytes]) -> None:
-        self.totals.spent += spent
-        self.totals.maybe += maybe
-        for name, replies in models.items():
-            self.totals.models[str(json.loads(name) or "unknown")] += replies
-            self.totals.replies += replies
+    def _load(self) -> Loaded:
+        """What the files hold."""
+        with closing(Events(self.folder)) as events:
+            scan = Scan(events, self.totals)
+            for number, path in enumerate(self._files):
+                scan.read(number, path)
+            return events.fold()
 
     def _write_off(self, first_place: int) -> None:
         """Note the requests that a process before this one had under way as possibly paid.
@@ -163,7 +92,7 @@ class Ledger:
     def note(self, key: str, state: State, *, asked: int = -1, outcome: int = -1) -> None:
         """A line about the key is on disk, at this offset of the own file."""
         here, there = (place + self._own if place >= 0 else -1 for place in (asked, outcome))
-        self.index.put([(bytes.fromhex(key), int(state), here, there)])
+        self.index.put(key, state, here, there)
 
     def has_request(self, entry: Entry | None) -> bool:
         """Whether the own file holds the key's request, so that further lines need not."""
@@ -196,20 +125,6 @@ class Ledger:
     def reply_at(self, place: int) -> Reply:
         """The reply at a place."""
         return read_reply(self._at(place))
-
-
-def _check_header(path: Path, line: bytes) -> int:
-    """The header's length. Raises RunFolderError for another version, or no ledger at all."""
-    try:
-        version = json.loads(line)["gad_ledger"]
-    except (ValueError, TypeError, KeyError):
-        raise RunFolderError(f"{path} does not begin as a ledger does: move it away to begin a new one") from None
-    if version != VERSION:
-        raise RunFolderError(
-            f"{path} is a ledger of format {version}, and this gad reads format {VERSION}: go on with the gad that "
-            "wrote it, or move it away to begin a new one (its replies would be bought again)"
-        )
-    return len(line)
 
 
 def _row(file: Any, path: Path, offset: int) -> dict[str, Any]:

@@ -24,11 +24,11 @@ from gad.teacher.requests import ApiRequest, GivenUp, Reply, Usage
 
 VERSION = 1
 HEAD = re.compile(
-    rb'\{"key":"([0-9a-f]{32})","event":"([a-z]+)","attempt":\d+,"usd":([0-9.e+-]+),"maybe_usd":([0-9.e+-]+)[,}]'
+    rb'\{"key":"(.{32})","event":"([a-z]+)","attempt":\d+,"usd":([0-9.e+-]+),"maybe_usd":([0-9.e+-]+)[,}]'
+    rb'(?:"model":("[^"\\]*(?:\\.[^"\\]*)*"|null))?',
+    re.DOTALL,
 )
-"""key, event, usd, maybe_usd."""
-MODEL = re.compile(rb'"model":("(?:[^"\\]|\\.)*"|null)')
-"""Right behind the head of a reply."""
+"""key, event, usd, maybe_usd, and the model of a reply. Whether the key is one shows when it is read."""
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 

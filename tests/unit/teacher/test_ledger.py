@@ -9,7 +9,8 @@ import pytest
 
 from gad.errors import RunFolderError
 from gad.records import Message
-from gad.teacher.index import Entry, State, Wanted
+from gad.teacher.entry import Entry, State
+from gad.teacher.index import Wanted
 from gad.teacher.journal import Journal
 from gad.teacher.ledger import LEDGER, Ledger
 from gad.teacher.lines import failed_line, reply_line, sent_line

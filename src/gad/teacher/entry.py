@@ -1,0 +1,36 @@
+"""Where a key of a ledger stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+FILE = 2**44
+"""Places of one file: 16 TiB."""
+
+
+class State(IntEnum):
+    """What became of a key, as far as the ledger goes."""
+
+    OPEN = 0
+    """Asked, without a lasting outcome: to be asked again."""
+    UNDER_WAY = 1
+    IN_BATCH = 2
+    GIVEN_UP = 3
+    REPLY = 4
+
+
+ASKED = (State.UNDER_WAY, State.IN_BATCH)
+"""What a line with a request leads to; other lines have an outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """State of a key, and the places of its request and of its last outcome (-1: nowhere).
+
+    A place is `file * FILE + offset`.
+    """
+
+    state: State
+    asked: int
+    outcome: int
