@@ -171,7 +171,7 @@ def test_models_beside_the_runs_own_are_measured_like_them(made: tuple[Path, dic
     assert ("far", "greedy") not in drawn
     reply = next(iter(read_jsonl(folder / "replies/far/held_out.jsonl")))
     assert reply["completion"].startswith("A reply of the endpoint to:")
-    assert (reply["tokens"], reply["finished"]) == (48, False)  # in the student's tokens, which are bytes, and cut
+    assert (reply["tokens"], reply["finished"]) == (runs.REPLY_LIMIT, False)  # in the student's tokens, which are bytes, and cut
     assert summary(folder)["cost"]["endpoints_usd"] == pytest.approx(25 * 2e-4)  # 17 of far, 8 of the teacher
     diagnostics = {row["name"] for row in summary(folder)["figures"] if row["student"] == "far"}
     assert {"rouge_l", "self_bleu", "distinct_2", "compression_ratio", "overlap_f1_6"} <= diagnostics

@@ -70,14 +70,14 @@ def test_the_exported_student_is_the_one_that_was_evaluated(model: Path, whole: 
     student = AutoModelForCausalLM.from_pretrained(whole / "student")
     tokenizer = AutoTokenizer.from_pretrained(whole / "student")
     base = AutoModelForCausalLM.from_pretrained(model)
-    codec = tiny.codec(max_reply_tokens=48)
+    codec = tiny.codec(max_reply_tokens=runs.REPLY_LIMIT)
     row = json.loads((whole / "replies/gad/held_out@greedy.jsonl").read_text(encoding="utf-8").splitlines()[0])
     prompt = Prompt.from_text(row["id"], row["prompt"][0]["content"])
     ids = tokenizer.apply_chat_template(
         [message.as_dict() for message in prompt.messages], add_generation_prompt=True, return_tensors="pt"
     )["input_ids"]
     assert tuple(ids[0].tolist()) == codec.prompt_ids(prompt)
-    out = student.generate(ids, do_sample=False, max_new_tokens=48, eos_token_id=256, pad_token_id=256)
+    out = student.generate(ids, do_sample=False, max_new_tokens=runs.REPLY_LIMIT, eos_token_id=256, pad_token_id=256)
     assert codec.text(tuple(out[0, ids.shape[1] :].tolist())) == row["completion"]
     moved = (student.model.layers[0].mlp.up_proj.weight - base.model.layers[0].mlp.up_proj.weight).abs().max()
     assert moved > 1e-5
