@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,10 +26,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save(tmp_path_factory.mktemp("models") / "model")
 
 
+def full_config(folder: Path, model: Path, **changes: Any) -> RunConfig:
+    """Nothing left out: every stage, and both decodings."""
+    config = runs.run_config(folder, model, **changes).model_dump()
+    return RunConfig.model_validate({**config, "evaluation": {**config["evaluation"], "decodings": runs.BOTH}})
+
+
 @pytest.fixture(scope="module")
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, to be read only."""
-    return runs.run(runs.run_config(tmp_path_factory.mktemp("whole"), model))
+    return runs.run(full_config(tmp_path_factory.mktemp("whole"), model))
 
 
 def stages(config: RunConfig, *names: str) -> Path:
@@ -84,7 +91,7 @@ def test_the_exported_student_is_the_one_that_was_evaluated(model: Path, whole: 
 
 
 def test_two_runs_with_one_seed_have_the_same_log_and_figures(model: Path, whole: Path, tmp_path: Path) -> None:
-    second = runs.run(runs.run_config(tmp_path, model, name="second"))
+    second = runs.run(full_config(tmp_path, model, name="second"))
     assert runs.metrics(second) == runs.metrics(whole)
     assert runs.figures(second) == runs.figures(whole)
     trained = [row for row in runs.metrics(whole) if row["stage"] in ("warmup", "adversarial")]
@@ -95,7 +102,7 @@ def test_two_runs_with_one_seed_have_the_same_log_and_figures(model: Path, whole
 
 @pytest.mark.slow
 def test_a_run_stopped_at_every_turn_ends_as_one_that_never_was(model: Path, whole: Path, tmp_path: Path) -> None:
-    config = runs.run_config(tmp_path, model, name="stopped")
+    config = full_config(tmp_path, model, name="stopped")
     stops, codes = 0, set[int]()
     while True:
         try:

@@ -17,6 +17,12 @@ from gad.storage import read_jsonl
 SUBJECTS = ("tea", "rain", "bread", "snow", "salt", "wool", "glass", "paper", "iron", "sand", "milk", "fire")
 REPLY_LIMIT = 24
 """Tokens; each costs a pass through the model wherever something is sampled. The longest of our replies has 21."""
+BOTH: list[dict[str, Any]] = [
+    {"name": "t1", "sampling": {"temperature": 1.0}},
+    {"name": "greedy", "sampling": {"temperature": 0.0}},
+]
+"""The decodings that a run has if its file names none; `ONE` for a run that is not about them costs half."""
+ONE = BOTH[:1]
 
 
 def write_rows(path: Path, count: int, *, first: int = 0) -> Path:
@@ -66,6 +72,7 @@ def run_config(folder: Path, model: Path | str, **changes: Any) -> RunConfig:
             "discriminator": optimizer,
         },
         "evaluation": {
+            "decodings": ONE,
             "style": "Tip: ",
             "independent": {"epochs": 0.4, "batch_size": 4, "optimizer": optimizer},
         },

@@ -41,7 +41,7 @@ def test_steps_batches_and_replies_by_hand(tmp_path: Path) -> None:
     assert plan["adversarial"]["replies sampled"] == f"27, at most {27 * 24:,} tokens"
     assert plan["adversarial"]["longest row"] == "152 tokens; budget of a micro-batch 4,096"
     assert plan["evaluation"]["students"] == "base, seqkd, gad"
-    assert plan["evaluation"]["replies"] == str(3 * 2 * (5 + 4))
+    assert plan["evaluation"]["replies"] == str(3 * (5 + 4))
     assert plan["evaluation"]["independent discriminator"] == "2 steps of 4 prompts, each with 2 samples"
 
 
