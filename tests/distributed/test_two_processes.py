@@ -23,6 +23,7 @@ from support import runs, tiny, warm
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 FAULTY = Path(__file__).parents[1] / "support" / "faulty.py"
+FEW = {"max_prompts": 3, "decodings": runs.ONE, "independent": {"epochs": 0.1, "batch_size": 4}}
 PATIENCE = 240
 """Seconds; a loaded machine needs some only to import torch twice."""
 
@@ -42,8 +43,7 @@ def setting(folder: Path, **changes: Any) -> Setting:
     model = folder / "model"
     if not model.exists():
         tiny.save(model)
-    short = {"seqkd": None, "evaluation": {"max_prompts": 3, "independent": {"epochs": 0.1, "batch_size": 4}}}
-    config = runs.run_config(folder, model, **{**short, **changes})
+    config = runs.run_config(folder, model, **{"seqkd": None, "evaluation": FEW, **changes})
     file = folder / f"{config.name}.yaml"
     file.write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
     return Setting(folder, config, file)
@@ -51,7 +51,11 @@ def setting(folder: Path, **changes: Any) -> Setting:
 
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    return setting(tmp_path_factory.mktemp("lora"))
+    """With a further model to be measured, which is loaded once, whatever the number of processes: the others wait."""
+    folder = tmp_path_factory.mktemp("lora")
+    other = tiny.save(folder / "other", "llama3", seed=3)
+    visitor = {"kind": "local", "name": "llama", "model": str(other), "dtype": "float32"}
+    return setting(folder, evaluation={**FEW, "models": [visitor]})
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,17 @@ def two(setting: Setting, *arguments: str) -> tuple[int, str]:
         # Only the first one speaks.
         assert started[1].stderr.read() == ""
         return codes[0], started[0].stderr.read()
+
+
+def copied(setting: Setting, run: Path, name: str, *without: str) -> Path:
+    """A finished run under another name, without some of its folders."""
+    folder = setting.config.folder.parent / name
+    shutil.copytree(run, folder)
+    config = setting.config.model_copy(update={"name": name}).model_dump(mode="json")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for each in without:
+        shutil.rmtree(folder / each)
+    return folder
 
 
 def weights_differ(ours: Path, theirs: Path, stage: str = "adversarial") -> float:
@@ -117,6 +132,7 @@ def test_two_processes_end_as_one(tiny_run: Setting, alone: Path) -> None:
     folder = tiny_run.config.folder.parent / "two"
     assert weights_differ(folder, alone) < 1e-6
     same_numbers(folder, alone)
+    assert (folder / "replies" / "llama" / "held_out.jsonl").exists()
     # Only the first process speaks.
     assert done.stderr.count("warmup: 3/3") == 1
 
@@ -148,19 +164,6 @@ def test_adapters_above_a_common_part_end_as_in_one(tmp_path: Path) -> None:
     )
 
 
-def test_a_further_local_model_is_sampled_by_the_first_process_alone(tmp_path: Path) -> None:
-    """It is loaded once, whatever the number of processes; the others wait, and go on with what comes after it."""
-    other = tiny.save(tmp_path / "other", "llama3", seed=3)
-    visitor = {"kind": "local", "name": "llama", "model": str(other), "dtype": "float32"}
-    settings = {"models": [visitor], "max_prompts": 3, "independent": {"epochs": 0.1, "batch_size": 4}}
-    made = setting(tmp_path / "run", warmup=None, evaluation=settings)
-    theirs = runs.run(made.config.model_copy(update={"name": "alone"}))
-    code, said = two(made, "run")
-    assert code == 0, said
-    same_numbers(made.config.folder, theirs)
-    assert {path.name for path in (made.config.folder / "replies" / "llama").glob("*.jsonl")} >= {"held_out.jsonl"}
-
-
 def test_full_tuning_is_sharded_and_ends_as_in_one(tmp_path: Path) -> None:
     """Embeddings that are tied to the head, a discriminator that stops half-way, weights sampled from in place."""
     full: dict[str, Any] = {"kind": "full"}
@@ -179,11 +182,7 @@ def test_full_tuning_is_sharded_and_ends_as_in_one(tmp_path: Path) -> None:
     assert weights_differ(shared, one) < 1e-6
     same_numbers(shared, one)
     # What one process saved is taken up by two, moments of sharded matrices included.
-    left = made.config.folder.parent / "left"
-    shutil.copytree(one, left)
-    config = made.config.model_copy(update={"name": "left"}).model_dump(mode="json")
-    (left / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    shutil.rmtree(left / "checkpoints/adversarial-3")
+    left = copied(made, one, "left", "checkpoints/adversarial-3")
     code, said = two(made, "adversarial", "name=left")
     assert code == 0, said
     assert weights_differ(left, one) < 1e-6
@@ -209,10 +208,12 @@ class together:  # noqa: N801 - used as a context
         *arguments: str,
         here: int | None = None,
         fault: tuple[int, str, str] = (0, "", "none"),
+        port: int | None = None,
     ) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        if port is None:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
         here = here or count
         shared = {
             "WORLD_SIZE": str(count),
@@ -262,15 +263,21 @@ SAYS = {
 }
 
 
+LATE = ("measuring likelihoods", "scoring")
+"""Phases that a run comes to when it has trained and sampled: begun from there."""
+
+
 def run_name(fault: str) -> str:
     return fault.replace(" ", "-").replace("'", "")
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", FAULTS)
-def test_one_fails_and_all_end(name: str, tiny_run: Setting) -> None:
+def test_one_fails_and_all_end(name: str, tiny_run: Setting, alone: Path) -> None:
     """Within 30 seconds, with one message that names rank, phase and cause."""
-    rank, _, fault = FAULTS[name]
+    rank, phase, fault = FAULTS[name]
+    if phase in LATE:
+        copied(tiny_run, alone, run_name(name), "likelihoods", "scores")
     with together(tiny_run, 2, "run", f"name={run_name(name)}", fault=FAULTS[name]) as started:
         failing, other = started[rank], started[1 - rank]
         if fault == "kill":
@@ -297,12 +304,13 @@ def test_what_a_killed_run_leaves_goes_on_with_another_number(tiny_run: Setting,
 
 
 @pytest.mark.faults
-def test_torchrun_starts_all_anew_where_one_is_killed(tiny_run: Setting, alone: Path) -> None:
+def test_torchrun_starts_all_anew_where_one_is_killed(tiny_run: Setting, alone: Path, tmp_path: Path) -> None:
     """Its store outlives the first attempt: what that one said in it must not end the second."""
     assert gad(tiny_run, "collect", "name=anew").returncode == 0
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     fault = ["1", "updating the student", "kill", "--", "warmup", str(tiny_run.file), "name=anew"]
-    with warm.Popen([*torchrun, str(FAULTY), *fault], quiet=True, env=environment()) as started:
+    env = environment() | {"PYTHON_EXEC": str(warm.interpreter(tmp_path / "python"))}
+    with warm.Popen([*torchrun, str(FAULTY), *fault], quiet=True, env=env) as started:
         code = started.wait(PATIENCE)
         said = started.stderr.read()
     assert code == 0, said
@@ -354,22 +362,30 @@ def test_a_second_command_on_the_folder_is_refused_with_the_first_ones_pid(tiny_
     ("arguments", "extra", "message"),
     [
         (("--nproc", "4096"), {}, "--nproc 4096: this machine lets us use"),
-        (("--nproc", "2"), {"MASTER_PORT": "taken"}, r"MASTER_PORT=\d+ on 127.0.0.1 is in use"),
         (("--nproc", "2"), {"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR.* is not set"),
     ],
 )
 def test_bad_input_is_one_message(
     arguments: tuple[str, ...], extra: dict[str, str], message: str, tiny_run: Setting
 ) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        extra = {name: value.replace("taken", str(taken.getsockname()[1])) for name, value in extra.items()}
-        done = gad(tiny_run, "warmup", "name=bad", *arguments, **extra)
+    done = gad(tiny_run, "warmup", "name=bad", *arguments, **extra)
     assert done.returncode == 2, done.stderr
     assert re.search(message, done.stderr), done.stderr
     assert done.stderr.count("error:") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_said_once(tiny_run: Setting) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with together(tiny_run, 2, "warmup", "name=bad", port=port) as (first, _):
+            assert first.wait(PATIENCE) == 2
+            said = first.stderr.read()
+    assert f"error: MASTER_PORT={port} on 127.0.0.1 is in use" in said
+    assert said.count("error:") == 1
+    assert "Traceback" not in said
 
 
 def test_a_device_that_is_not_there_is_said_once(tiny_run: Setting) -> None:

@@ -21,6 +21,7 @@ from gad.cli import app
 from gad.folder import opened
 from support import runs, tiny, warm
 
+FEW = {"max_prompts": 2, "decodings": runs.ONE}
 IMPORTED = ["train: 12 prompts, 0 rows left out"]
 
 
@@ -40,7 +41,7 @@ def run_file(folder: Path, model: Path | str, **changes: Any) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run file of a run that nothing happened to; its folder is to be read only."""
-    file = run_file(tmp_path_factory.mktemp("undisturbed"), model, evaluation={"max_prompts": 2})
+    file = run_file(tmp_path_factory.mktemp("undisturbed"), model, evaluation=FEW)
     assert gad("run", file)[0] == 0
     return file
 
@@ -253,7 +254,7 @@ def test_a_checkpoint_cannot_be_chosen_on_a_held_out_set_of_which_nothing_fits(t
 
 def test_stages_in_the_wrong_order_name_the_one_before(tmp_path: Path, model: Path) -> None:
     seqkd = {"epochs": 0.3, "batch_size": 4, "optimizer": {"learning_rate": 0.001}}
-    file = run_file(tmp_path, model, seqkd=seqkd, evaluation={"max_prompts": 2})
+    file = run_file(tmp_path, model, seqkd=seqkd, evaluation=FEW)
 
     def refused(*words: object) -> str:
         code, lines = gad(*words)
@@ -328,18 +329,24 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("size", ["8k", "100k", "300k", "960k"])
 def test_a_full_disk_is_said_and_with_more_room_the_run_ends_as_any_other(
-    size: str, tmp_path: Path, model: Path, undisturbed: Path, small_disk: Callable[[str], Path]
+    tmp_path: Path, model: Path, undisturbed: Path, small_disk: Callable[[str], Path]
 ) -> None:
-    file = run_file(tmp_path, model, evaluation={"max_prompts": 2})
-    disk = small_disk(size)
-    code, lines = gad("run", file, f"runs_dir={disk}")
-    assert code == 1
-    assert "the disk is full" in only_error(lines)
-    assert [path for path in disk.rglob(".*") if path.name != ".lock"] == []
-    for checkpoint in disk.glob("tiny/checkpoints/*"):
-        assert (checkpoint / "manifest.json").exists()
+    """Full when texts are written, at the first and at later checkpoints; each time the run goes on from there."""
+    file = run_file(tmp_path, model, evaluation=FEW)
+    reached = []
+    for size in ("8k", "100k", "300k", "960k"):
+        disk = small_disk(size)
+        code, lines = gad("run", file, f"runs_dir={disk}")
+        assert code == 1
+        assert "the disk is full" in only_error(lines)
+        assert [path for path in disk.rglob(".*") if path.name != ".lock"] == []
+        checkpoints = sorted(path.name for path in disk.glob("tiny/checkpoints/*"))
+        assert all((disk / "tiny/checkpoints" / name / "manifest.json").exists() for name in checkpoints)
+        reached.append(checkpoints)
+    assert reached[0] == []
+    assert [name.split("-")[0] for name in reached[2]] == ["warmup"]
+    assert "adversarial" in {name.split("-")[0] for name in reached[3]}
     small_disk("50m")
     code, lines = gad("run", file, f"runs_dir={disk}")
     assert code == 0, lines
@@ -372,7 +379,7 @@ def owner(folder: Path) -> str:
 def test_a_signal_at_any_time_ends_clean_and_the_run_goes_on(
     number: signal.Signals, code: int, tmp_path: Path, model: Path, undisturbed: Path
 ) -> None:
-    file = run_file(tmp_path, model, evaluation={"max_prompts": 2}, name="stopped")
+    file = run_file(tmp_path, model, evaluation=FEW, name="stopped")
     folder = tmp_path / "runs/stopped"
     marks: tuple[Callable[[], bool], ...] = (
         lambda: (folder / "config.json").exists(),
@@ -418,7 +425,7 @@ def test_a_signal_is_heard_where_what_it_raises_would_be_swallowed(
 @pytest.mark.faults
 @pytest.mark.slow
 def test_a_second_interrupt_stops_at_once_and_nothing_is_lost(tmp_path: Path, model: Path) -> None:
-    file = run_file(tmp_path, model, evaluation={"max_prompts": 2})
+    file = run_file(tmp_path, model, evaluation=FEW)
     folder = tmp_path / "runs/tiny"
     process = start(file, "adversarial.steps=300")
     wait_for(process, lambda: any(folder.glob("checkpoints/adversarial-2")))

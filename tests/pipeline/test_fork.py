@@ -57,7 +57,7 @@ def test_the_same_settings_leave_nothing_to_do(config: RunConfig) -> None:
 @pytest.mark.parametrize(
     ("section", "stages"),
     [
-        ({"prompt": {"max_prompt_tokens": 64, "max_reply_tokens": 48}}, ()),
+        ({"prompt": {"max_prompt_tokens": 64, "max_reply_tokens": runs.REPLY_LIMIT}}, ()),
         ({"discriminator": {"kind": "shared", "layer": 1}}, ("seqkd",)),
         ({"warmup": None}, ("seqkd",)),
         ({"adversarial": None}, ("seqkd",)),

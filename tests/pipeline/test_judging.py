@@ -75,6 +75,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, voice: Voice) -> tuple[Path, 
     folder = tmp_path_factory.mktemp("judged")
     other = tiny.save(folder / "other", "llama3", seed=3)
     config = runs.run_config(folder, tiny.save(folder / "model"), seqkd=None).model_dump(mode="json")
+    config["prompt"]["max_reply_tokens"] = 48  # judges like the shorter one: no two are to be of one length
+    config["evaluation"]["decodings"] = runs.BOTH
     config["evaluation"]["models"] = [
         {"kind": "checkpoint", "step": 2},
         {"kind": "local", "name": "llama", "model": str(other), "dtype": "float32"},
@@ -171,7 +173,7 @@ def test_models_beside_the_runs_own_are_measured_like_them(made: tuple[Path, dic
     assert ("far", "greedy") not in drawn
     reply = next(iter(read_jsonl(folder / "replies/far/held_out.jsonl")))
     assert reply["completion"].startswith("A reply of the endpoint to:")
-    assert (reply["tokens"], reply["finished"]) == (48, False)  # in the student's tokens, which are bytes, and cut
+    assert (reply["tokens"], reply["finished"]) == (48, False)  # in the student's tokens, bytes, and cut
     assert summary(folder)["cost"]["endpoints_usd"] == pytest.approx(25 * 2e-4)  # 17 of far, 8 of the teacher
     diagnostics = {row["name"] for row in summary(folder)["figures"] if row["student"] == "far"}
     assert {"rouge_l", "self_bleu", "distinct_2", "compression_ratio", "overlap_f1_6"} <= diagnostics

@@ -41,7 +41,10 @@ ADVERSARIAL = {
 }
 INDEPENDENT = {
     "seqkd": {"epochs": 0.4, "batch_size": 4, "optimizer": TAME},
-    "evaluation": {"independent": {"epochs": 2, "batch_size": 4, "optimizer": WILD, "max_bad_steps": 2}},
+    "evaluation": {
+        "decodings": runs.ONE,
+        "independent": {"epochs": 2, "batch_size": 4, "optimizer": WILD, "max_bad_steps": 2},
+    },
 }
 STAGES: dict[str, tuple[str, dict[str, Any], str]] = {
     "seqkd": ("seqkd", SEQKD, "student"),

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     folder = tmp_path_factory.mktemp("whole")
-    evaluation = {"max_prompts": 2, "independent": {"epochs": 0.2, "batch_size": 4}}
+    evaluation = {"max_prompts": 2, "decodings": runs.ONE, "independent": {"epochs": 0.2, "batch_size": 4}}
     checkpoints = {"every_steps": 1, "keep_last": 3}
     return runs.run_config(folder, tiny.save(folder / "model"), evaluation=evaluation, checkpoints=checkpoints)
 

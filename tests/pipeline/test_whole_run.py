@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,10 +26,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save(tmp_path_factory.mktemp("models") / "model")
 
 
+def full_config(folder: Path, model: Path, **changes: Any) -> RunConfig:
+    """Nothing left out: every stage, and both decodings."""
+    config = runs.run_config(folder, model, **changes).model_dump()
+    return RunConfig.model_validate({**config, "evaluation": {**config["evaluation"], "decodings": runs.BOTH}})
+
+
 @pytest.fixture(scope="module")
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, to be read only."""
-    return runs.run(runs.run_config(tmp_path_factory.mktemp("whole"), model))
+    return runs.run(full_config(tmp_path_factory.mktemp("whole"), model))
 
 
 def stages(config: RunConfig, *names: str) -> Path:
@@ -70,21 +77,21 @@ def test_the_exported_student_is_the_one_that_was_evaluated(model: Path, whole: 
     student = AutoModelForCausalLM.from_pretrained(whole / "student")
     tokenizer = AutoTokenizer.from_pretrained(whole / "student")
     base = AutoModelForCausalLM.from_pretrained(model)
-    codec = tiny.codec(max_reply_tokens=48)
+    codec = tiny.codec(max_reply_tokens=runs.REPLY_LIMIT)
     row = json.loads((whole / "replies/gad/held_out@greedy.jsonl").read_text(encoding="utf-8").splitlines()[0])
     prompt = Prompt.from_text(row["id"], row["prompt"][0]["content"])
     ids = tokenizer.apply_chat_template(
         [message.as_dict() for message in prompt.messages], add_generation_prompt=True, return_tensors="pt"
     )["input_ids"]
     assert tuple(ids[0].tolist()) == codec.prompt_ids(prompt)
-    out = student.generate(ids, do_sample=False, max_new_tokens=48, eos_token_id=256, pad_token_id=256)
+    out = student.generate(ids, do_sample=False, max_new_tokens=runs.REPLY_LIMIT, eos_token_id=256, pad_token_id=256)
     assert codec.text(tuple(out[0, ids.shape[1] :].tolist())) == row["completion"]
     moved = (student.model.layers[0].mlp.up_proj.weight - base.model.layers[0].mlp.up_proj.weight).abs().max()
     assert moved > 1e-5
 
 
 def test_two_runs_with_one_seed_have_the_same_log_and_figures(model: Path, whole: Path, tmp_path: Path) -> None:
-    second = runs.run(runs.run_config(tmp_path, model, name="second"))
+    second = runs.run(full_config(tmp_path, model, name="second"))
     assert runs.metrics(second) == runs.metrics(whole)
     assert runs.figures(second) == runs.figures(whole)
     trained = [row for row in runs.metrics(whole) if row["stage"] in ("warmup", "adversarial")]
@@ -95,7 +102,7 @@ def test_two_runs_with_one_seed_have_the_same_log_and_figures(model: Path, whole
 
 @pytest.mark.slow
 def test_a_run_stopped_at_every_turn_ends_as_one_that_never_was(model: Path, whole: Path, tmp_path: Path) -> None:
-    config = runs.run_config(tmp_path, model, name="stopped")
+    config = full_config(tmp_path, model, name="stopped")
     stops, codes = 0, set[int]()
     while True:
         try:

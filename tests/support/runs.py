@@ -1,4 +1,4 @@
-"""Small whole runs: a tiny model, a few rows, every stage."""
+"""Small whole runs: a tiny model, a few rows, every stage. What they compute is most of what all tests cost."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ from gad.signals import StopRequest
 from gad.storage import read_jsonl
 
 SUBJECTS = ("tea", "rain", "bread", "snow", "salt", "wool", "glass", "paper", "iron", "sand", "milk", "fire")
+REPLY_LIMIT = 24
+"""Tokens; each costs a pass through the model wherever something is sampled. The longest of our replies has 21."""
+BOTH: list[dict[str, Any]] = [
+    {"name": "t1", "sampling": {"temperature": 1.0}},
+    {"name": "greedy", "sampling": {"temperature": 0.0}},
+]
+"""The decodings that a run has if its file names none; `ONE` for a run that is not about them costs half."""
+ONE = BOTH[:1]
 
 
 def write_rows(path: Path, count: int, *, first: int = 0) -> Path:
@@ -23,7 +31,7 @@ def write_rows(path: Path, count: int, *, first: int = 0) -> Path:
         {
             "id": f"{path.stem}-{index}",
             "prompt": f"{index}: what is {SUBJECTS[index % len(SUBJECTS)]} good for?",
-            "completion": f"It helps with {SUBJECTS[(index * 5) % len(SUBJECTS)]}.\nTip: ask {index}.",
+            "completion": f"Try {SUBJECTS[(index * 5) % len(SUBJECTS)]}.\nTip: {index}.",
         }
         for index in range(first, first + count)
     ]
@@ -43,7 +51,7 @@ def run_config(folder: Path, model: Path | str, **changes: Any) -> RunConfig:
             "out_of_distribution": str(write_rows(folder / "ood.jsonl", 4, first=200)),
             "leak_check": None,
         },
-        "prompt": {"max_prompt_tokens": 128, "max_reply_tokens": 48},
+        "prompt": {"max_prompt_tokens": 128, "max_reply_tokens": REPLY_LIMIT},
         "student": {"model": str(model), "dtype": "float32", "tuning": {"kind": "lora", "rank": 4}},
         "discriminator": {"kind": "shared", "layer": 2},
         "seqkd": {"epochs": 1, "batch_size": 4, "optimizer": optimizer},
@@ -64,6 +72,7 @@ def run_config(folder: Path, model: Path | str, **changes: Any) -> RunConfig:
             "discriminator": optimizer,
         },
         "evaluation": {
+            "decodings": ONE,
             "style": "Tip: ",
             "independent": {"epochs": 0.4, "batch_size": 4, "optimizer": optimizer},
         },

@@ -56,7 +56,7 @@ class Popen:
         request = {"words": list(words), "env": dict(env or os.environ), "cwd": str(cwd or Path.cwd())}
         ends = [os.pipe(), os.pipe()]
         self._line = socket.socket(socket.AF_UNIX)
-        self._line.connect(_server())
+        self._line.connect(server())
         with open(os.devnull, "rb") as nothing:  # noqa: PTH123
             socket.send_fds(self._line, [b"."], [nothing.fileno(), ends[0][1], ends[1][1]])
         for _, write in ends:
@@ -140,23 +140,31 @@ def run(
         return subprocess.CompletedProcess(process.args, process.wait(), out, err)
 
 
+def interpreter(path: Path) -> Path:
+    """Write a program that a launcher can start in the place of `python`."""
+    client = Path(__file__).with_name("warm_python.py")
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} -S {client} {server()} "$@"\n', encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
 @cache
-def _server() -> str:
+def server() -> str:
     """The address of this test process's server, which lives as long as it."""
     address = str(Path(tempfile.mkdtemp(prefix="warm-")) / "socket")
     path = os.pathsep.join([str(TESTS), *(part for part in sys.path if part)])
-    server = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "support.warm", address],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
-    assert server.stdin is not None
-    assert server.stdout is not None
-    assert server.stdout.readline() == b"ready\n"
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
 
     def stop() -> None:
-        server.communicate()
+        process.communicate()
 
     atexit.register(stop)
     return address
@@ -230,12 +238,15 @@ def _be(request: dict[str, Any]) -> None:
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).resolve().parent))
         runpy.run_path(words[0], run_name="__main__")
 
 
 def main() -> None:
+    gc.disable()
     for module in PRELOADED:
         __import__(module)
+    gc.enable()
     gc.collect()
     gc.freeze()  # else each child that collects or ends goes through, and so copies, all that was imported
     try:

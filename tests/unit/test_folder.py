@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,22 +98,27 @@ def test_a_damaged_record_is_named(config: RunConfig, text: str) -> None:
         pytest.fail("opened")
 
 
-def hold(config: RunConfig, connection: object) -> None:
-    with opened(config):
-        connection.send(os.getpid())  # type: ignore[attr-defined]
-        connection.recv()  # type: ignore[attr-defined]
+HOLD = """
+import sys, time
+from gad.config.run import RunConfig
+from gad.folder import opened
+with opened(RunConfig.model_validate_json(sys.argv[1])):
+    print("open", flush=True)
+    time.sleep(600)
+"""
 
 
 def test_a_second_owner_is_refused_until_the_first_is_gone(config: RunConfig) -> None:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=hold, args=(config, theirs))
-    process.start()
-    pid = ours.recv()
-    with pytest.raises(RunFolderError, match=f"in use by process {pid}: wait for it"), opened(config):
-        pytest.fail("opened")
-    process.kill()
-    process.join()
+    words = [sys.executable, "-c", HOLD, config.model_dump_json()]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "open\n"
+            said = f"in use by process {process.pid}: wait for it"
+            with pytest.raises(RunFolderError, match=said), opened(config):
+                pytest.fail("opened")
+        finally:
+            process.kill()
     with opened(config):
         pass
 

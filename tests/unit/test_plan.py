@@ -35,13 +35,13 @@ def test_steps_batches_and_replies_by_hand(tmp_path: Path) -> None:
     }
     assert plan["seqkd"] == {"prompts a step": "4", "steps": "3", "epochs": "1"}
     assert plan["warmup"]["phases"] == "discriminator 1 steps, both 2 steps"
-    assert plan["warmup"]["replies sampled"] == f"{3 * 4 * 2}, at most {3 * 4 * 2 * 48:,} tokens"
+    assert plan["warmup"]["replies sampled"] == f"{3 * 4 * 2}, at most {3 * 4 * 2 * 24:,} tokens"
     assert plan["adversarial"]["replies a step"] == "3 x 3 = 9"
     assert plan["adversarial"]["steps"] == "3 (0.75 epochs)"
-    assert plan["adversarial"]["replies sampled"] == f"27, at most {27 * 48:,} tokens"
-    assert plan["adversarial"]["longest row"] == "176 tokens; budget of a micro-batch 4,096"
+    assert plan["adversarial"]["replies sampled"] == f"27, at most {27 * 24:,} tokens"
+    assert plan["adversarial"]["longest row"] == "152 tokens; budget of a micro-batch 4,096"
     assert plan["evaluation"]["students"] == "base, seqkd, gad"
-    assert plan["evaluation"]["replies"] == str(3 * 2 * (5 + 4))
+    assert plan["evaluation"]["replies"] == str(3 * (5 + 4))
     assert plan["evaluation"]["independent discriminator"] == "2 steps of 4 prompts, each with 2 samples"
 
 

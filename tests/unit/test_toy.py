@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,6 +19,8 @@ if str(ROOT) not in sys.path:
 from claims import evidence  # noqa: E402
 from claims import toy as claim  # noqa: E402
 from examples import toy  # noqa: E402
+
+from support import warm  # noqa: E402
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -208,8 +209,8 @@ def test_the_script_says_what_is_wrong(
 
 def test_the_script_draws_every_seed(tmp_path: Path) -> None:
     picture_file = tmp_path / "new" / "toy.svg"
-    command = [sys.executable, str(ROOT / "examples/toy.py"), "--seeds", "2", "--steps", "3"]
-    done = subprocess.run([*command, "--picture", str(picture_file)], capture_output=True, text=True, timeout=120)
+    words = [str(ROOT / "examples/toy.py"), "--seeds", "2", "--steps", "3", "--picture", str(picture_file)]
+    done = warm.run(words, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "SeqKD" in done.stdout
     assert "frozen discriminator" in done.stdout

@@ -77,7 +77,7 @@ def messages(
         entry = (order, where, key)
         for text in _joined(found[entry]):
             quotes = "; put quotes around it" if text == _WORDS["string_type"] and shown[entry] else ""
-            lines.append(f"{_subject(where, key, text)}{text}{quotes}{shown[entry]}")
+            lines.append(f"{_placed(where, key, text)}{quotes}{shown[entry]}")
     return lines
 
 
@@ -233,11 +233,15 @@ def _joined(texts: Sequence[str]) -> list[str]:
     return list(texts)
 
 
-def _subject(where: str, key: str, text: str) -> str:
+def _placed(where: str, key: str, text: str) -> str:
+    """A text behind its place and its key. A key that both the override and the text name is said once."""
+    named = _NAMED_KEY.match(text)
+    if named and where == f"override {'.'.join(part for part in (key, named[1]) if part)}":
+        return where + text[named.end() :].removeprefix("`")
     if not key or text.startswith("unknown key"):
-        return f"{where}: "
+        return f"{where}: {text}"
     head = where if where == f"override {key}" else f"{where}: {key}"
-    return f"{head} " if text.startswith(_PREDICATES) else f"{head}: "
+    return f"{head} {text}" if text.startswith(_PREDICATES) else f"{head}: {text}"
 
 
 def _dotted(location: Location) -> str:

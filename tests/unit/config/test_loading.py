@@ -237,6 +237,11 @@ OVERRIDES = {
     "seed=": "override seed should be a whole number (got '')",
     "adversarial.batch_size=0": "override adversarial.batch_size should be greater than 0 (got 0)",
     "adversarial.student.learning_rate=.nan": "override adversarial.student.learning_rate should be a finite number",
+    "adversarial.replies_per_prompt=1": "override adversarial.replies_per_prompt=1: one reply has no baseline; use 2",
+    "adversarial={replies_per_prompt: 1, epochs: 1}": "override adversarial: replies_per_prompt=1: one reply has no",
+    "adversarial.sampling.temperature=0": "override adversarial.sampling.temperature=0: greedy replies of a group are",
+    "warmup.phases=[]": "override warmup.phases is empty: write warmup: null to skip",
+    "student.quantization.kind=int8": "override student.quantization.kind=int8 needs compute.merge_adapters=false: ",
     "data.train={pth: a}": "override data.train: unknown key data.train.pth; did you mean path?",
 }
 

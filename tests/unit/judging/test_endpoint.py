@@ -168,8 +168,8 @@ def test_a_missing_key_is_named_and_a_set_one_reaches_no_file(httpserver, tmp_pa
 @pytest.mark.real
 def test_a_real_local_model_judges_end_to_end(tmp_path):
     """Plumbing: nothing is claimed of its taste."""
-    first = {"a": "Use cold water and salt.", "b": "Boil it for eight minutes."}
-    second = {"a": "No.", "b": "I do not know."}
+    first = {"a": "Use cold water and salt."}
+    second = {"a": "No."}
     patient = ApiLimits(concurrency=2, timeout_seconds=300.0)
     with serving() as url:
         here = OpenAIEndpoint(base_url=url, api_key_env=None)
@@ -190,11 +190,11 @@ def test_a_real_local_model_judges_end_to_end(tmp_path):
     assert len(answer.logprobs) == TOP_LOGPROBS
     assert 0.5 < sum(math.exp(logprob) for logprob in answer.logprobs.values()) <= 1.0 + 1e-6
     paper, other, free_figures, letters_figures = result["figures"]
-    assert result["references"] == 2
-    assert (paper["verdicts"], other["verdicts"], free_figures["verdicts"]) == (2, 2, 4)
+    assert result["references"] == 1
+    assert (paper["verdicts"], other["verdicts"], free_figures["verdicts"]) == (1, 1, 2)
     for figures in (paper, other, free_figures):
         assert sum(figures["unread"].values()) + sum(figures["by"].values()) == figures["verdicts"]
     # the server gives odds before its grammar, where the letters are unlikely: so the letters themselves are taken
-    assert letters_figures["by"] == {"parsed": 4}
+    assert letters_figures["by"] == {"parsed": 2}
     assert letters_figures["unread"] == {}
     assert letters_figures["too_few"]

@@ -65,7 +65,7 @@ def test_the_type_is_that_of_the_loaded_model(tmp_path: Path) -> None:
 
 def test_a_run_says_and_records_its_arithmetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny.save(tmp_path / "model")
-    config = runs.run_config(tmp_path, model, student={"model": str(model)}, adversarial=None, warmup=None)
+    config = runs.run_config(tmp_path, model, student={"model": str(model)}, adversarial=None, warmup=None, seqkd=None)
     folder = runs.run(config)
     chosen = arithmetic.fastest(CPU)
     assert f"arithmetic: {chosen} on cpu (student.dtype: auto)" in "".join(capsys.readouterr())

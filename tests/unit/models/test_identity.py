@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gad.errors import RunFolderError
+from gad.errors import Interrupted, RunFolderError
 from gad.folder import CHECKPOINTS
 from gad.models import identity
 from support import runs, tiny
@@ -103,7 +103,9 @@ def test_of_a_large_file_pieces_are_read_from_its_first_to_its_last_byte(tmp_pat
 def test_a_run_whose_base_was_changed_does_not_go_on(tmp_path: Path) -> None:
     model = tiny.save(tmp_path / "model")
     config = runs.run_config(tmp_path, model, seqkd=None, adversarial=None)
-    runs.run(config)
+    with pytest.raises(Interrupted):
+        runs.run(config, runs.StopAfter(looks=2))
+    assert (config.folder / "checkpoints").exists()
     change_one_tensor(model)
     with pytest.raises(RunFolderError, match="another model"):
         runs.run(config)

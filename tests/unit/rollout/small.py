@@ -23,7 +23,7 @@ from support.gloo_link import GlooLink
 from support.vllm_server import Behaviour, VllmServer
 from unit.models import plain
 
-LIMIT = 20
+LIMIT = 12
 LORA = Lora(rank=4, alpha=6.0)
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 32}
 """vLLM's attention on CPU wants heads of 32 channels at least."""

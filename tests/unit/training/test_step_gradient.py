@@ -57,9 +57,11 @@ def prompt_ids(name: str) -> tuple[int, ...]:
     return tuple(game.merging_tokenizer()(text, add_special_tokens=False)["input_ids"])
 
 
-def discriminator_by_loops(architecture: str, member: Member, head_H: Tensor, kind: str, tuning: Tuning) -> Expected:
+@functools.cache
+def discriminator_by_loops(architecture: str, kind: str, tuning: Tuning) -> Expected:
+    member = game.players(architecture, tuning)["discriminator"]
     reference = plain.Plain(architecture, member, tuning)
-    head = head_H.detach().clone().requires_grad_()
+    head = game.scorer(member).head_H.detach().clone().requires_grad_()
     loss = torch.zeros((), dtype=torch.float64)
     rewards = []
     for group in game.groups():
@@ -140,9 +142,8 @@ def by_loops(
     architecture: str, loss: str, kind: PolicyLoss, estimator: str, tuning: Tuning
 ) -> tuple[Expected, Expected]:
     """Both updates of a step, on players of their own that are born alike; layouts and budgets do not matter to it."""
+    expected = discriminator_by_loops(architecture, loss, tuning)
     players = game.players(architecture, tuning)
-    member = players["discriminator"]
-    expected = discriminator_by_loops(architecture, member, game.scorer(member).head_H, loss, tuning)
     return expected, student_by_loops(architecture, players, expected.rewards, kind, estimator, tuning)
 
 
