@@ -1,8 +1,8 @@
-"""Decoding: one token more for every row, in few operations besides the products.
+"""Decoding: one token more for every row, with little besides the products.
 
 With a few dozen rows of a token each, a layer's products are small, and what transformers writes between them (norms,
-rotations, views, calls within calls) takes longer than they do. `stepwise` is a view of a model whose layers compute
-the same in a third of the operations. Which models it does that for, `models/trial.py` finds out; others decode by
+rotations, calls within calls) takes as long as they do. `stepwise` is a view of a model whose layers compute the same
+in fewer operations and without that. Which models it is right for, `models/trial.py` finds out; others decode by
 transformers' own layers, with the same attention.
 
 R rows, H query heads, K key heads, G = H / K, D head width, E model width, P prompts, L prompt tokens, S reply tokens.
@@ -126,9 +126,8 @@ def _scores(rule: Rule, q_BND: Tensor, k_BSD: Tensor, bias_B1S: Tensor | None) -
     """Scores (B, N, S) of queries for keys."""
     keys_BDS = k_BSD.transpose(1, 2)
     if rule.softcap is None:
-        if bias_B1S is None:
-            return torch.baddbmm(q_BND.new_zeros(1), q_BND, keys_BDS, beta=0, alpha=rule.scaling)
-        return torch.baddbmm(bias_B1S, q_BND, keys_BDS, alpha=rule.scaling)
+        added = keys_BDS[:, :1] if bias_B1S is None else bias_B1S  # without a bias whatever has a shape that fits
+        return torch.baddbmm(added, q_BND, keys_BDS, beta=int(bias_B1S is not None), alpha=rule.scaling)
     capped = rule.softcap * torch.tanh(torch.bmm(q_BND, keys_BDS) * (rule.scaling / rule.softcap))
     return capped if bias_B1S is None else capped + bias_B1S
 
