@@ -45,7 +45,7 @@ FORMS = {
         "adversarial.steps=2",
         "adversarial.batch_size=4",
         "adversarial.student.learning_rate=3.0e-4",
-        "evaluation.max_prompts=8",
+        "evaluation.max_prompts=16",
         "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
         "evaluation.independent.epochs=0.06",
     ),
