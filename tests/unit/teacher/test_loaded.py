@@ -154,7 +154,12 @@ def test_memory_holds_a_key_a_page_and_disk_what_the_page_says(tmp_path: Path, m
     assert loaded.get(b"\0" * 16) is None
     assert loaded.get(b"\xff" * 16) is None
     assert sum(map(len, loaded.in_state(State.UNDER_WAY))) == count
-    loaded.close()
+    index = Index(tmp_path, loaded)
+    each = (some_keys[at : at + 16].hex() for at in range(0, len(some_keys), 16))
+    index.want(Wanted(key, "train", f"prompt-{number:08d}", 0, False) for number, key in enumerate(each))
+    ((size,),) = index._db.execute("select page_count * page_size from pragma_page_count, pragma_page_size")
+    assert size / count == pytest.approx(84, rel=0.02)
+    index.close()
 
 
 @pytest.mark.parametrize("file", ["events", "records", "tables"])
