@@ -59,6 +59,11 @@ def test_the_overview_says_every_verb_s_first_sentence_to_its_end() -> None:
         assert f" {verb.__name__} {' '.join((verb.__doc__ or '').split(chr(10) * 2)[0].split())}" in said
 
 
+def test_a_plan_s_own_arithmetic_imports_no_numpy() -> None:
+    code = "import sys, gad.plan; assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_verbs_without_models_do_not_import_torch(tmp_path: Path) -> None:
     file = run_file(tmp_path)
     for words in (("init", tmp_path / "new.yaml"), ("plan", file), ("collect", file), ("report", file), ("doctor",)):

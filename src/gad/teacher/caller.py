@@ -15,12 +15,12 @@ from gad.errors import TeacherError
 from gad.teacher.client import Exchange, OpenAIExchange, key_in, needed_key
 from gad.teacher.desk import Desk
 from gad.teacher.dispatch import Dispatch
+from gad.teacher.entry import Totals
 from gad.teacher.gathering import run
 from gad.teacher.ledger import Ledger
 from gad.teacher.ledger_file import disk_errors
 from gad.teacher.money import Bill, PriceList, Purse, prices_of
 from gad.teacher.requests import ApiRequest, Outcome
-from gad.teacher.scan import Totals
 from gad.teacher.secrets import Scrubber
 from gad.teacher.watching import Snapshot
 

@@ -1,8 +1,9 @@
-"""Where a key of a ledger stands."""
+"""Where a key of a ledger stands, and the sums over all keys."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 FILE = 2**44
@@ -34,3 +35,22 @@ class Entry:
     state: State
     asked: int
     outcome: int
+
+
+Row = tuple[bytes, int, int, int]
+"""A key with the three of its entry, as they are on disk."""
+
+
+@dataclass
+class Totals:
+    """Sums over all files. spent, maybe, lost: as found when the ledger was opened; lost: found under way then.
+
+    replies, models (replies by the name that the provider gave): kept up to date.
+    """
+
+    spent: float = 0.0
+    maybe: float = 0.0
+    replies: int = 0
+    models: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    lost_usd: float = 0.0

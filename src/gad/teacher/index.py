@@ -15,9 +15,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import merge
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gad.teacher.entry import Entry, State
-from gad.teacher.loaded import PREFIX, Loaded, Row
+from gad.teacher.entry import Entry, Row, State
+from gad.teacher.ledger_file import INDEX
+
+if TYPE_CHECKING:
+    from gad.teacher.loaded import Loaded
 
 _CACHE_KIB = 32768
 
@@ -42,20 +46,11 @@ class Index:
 
     def __init__(self, folder: Path, loaded: Loaded) -> None:
         self._loaded = loaded
-        descriptor, name = tempfile.mkstemp(prefix=PREFIX, dir=folder)
-        os.close(descriptor)
-        self._db = sqlite3.connect(name, isolation_level=None, check_same_thread=False)
-        self._db.executescript(
-            f"""
-            pragma journal_mode = off; pragma synchronous = off; pragma locking_mode = exclusive;
-            pragma cache_size = -{_CACHE_KIB}; pragma temp_store = file;
-            create table keys (key blob primary key, state int, asked int, outcome int) without rowid;
-            create table wanted (
-              place integer primary key, key blob, name text, id text, sample int, added int, unique (key, name));
-            begin;
-            """
-        )
-        Path(name).unlink()
+        try:
+            self._db = _tables(folder)
+        except BaseException:
+            loaded.close()
+            raise
 
     def put(self, key: str, state: State, asked: int, outcome: int) -> None:
         """Add or change a key.
@@ -119,15 +114,28 @@ class Index:
 
     def wanted_counts(self) -> dict[State | None, int]:
         """How many keys of all prompt sets together stand where; None: never asked."""
-        rows = self._db.execute(
-            "select w.key, k.state from (select distinct key from wanted order by key) w left join keys k using (key)"
+        (total,) = self._db.execute("select count(*) from (select distinct key from wanted)").fetchone()
+        changed = self._db.execute(
+            """
+            select state, count(*) from keys k
+            where exists (select 1 from wanted w where w.key = k.key) group by state
+            """
         )
-        counts = Counter(self._loaded_state(key) if state is None else state for key, state in rows)
-        return {None if state is None else State(state): count for state, count in counts.items()}
-
-    def _loaded_state(self, key: bytes) -> int | None:
-        row = self._loaded.get(key)
-        return None if row is None else row[1]
+        counts: Counter[int] = Counter(dict(changed))
+        for rows in self._loaded.pages():
+            unchanged = self._db.execute(
+                """
+                select distinct key from wanted w
+                where key between ? and ? and not exists (select 1 from keys k where k.key = w.key)
+                """,
+                (rows[0][0], rows[-1][0]),
+            )
+            wanted = {key for (key,) in unchanged}
+            counts.update(state for key, state, _, _ in rows if key in wanted)
+        found: dict[State | None, int] = {State(state): count for state, count in counts.items()}
+        if never := total - counts.total():
+            found[None] = never
+        return found
 
     def unwanted(self) -> Iterator[tuple[str, Entry]]:
         """Keys with a reply that no prompt set asks for, in the order of the keys."""
@@ -143,6 +151,31 @@ class Index:
     def close(self) -> None:
         self._db.close()
         self._loaded.close()
+
+
+def _tables(folder: Path) -> sqlite3.Connection:
+    """The tables, empty, in a file that is gone when the process is."""
+    descriptor, name = tempfile.mkstemp(prefix=INDEX, dir=folder)
+    os.close(descriptor)
+    try:
+        db = sqlite3.connect(name, isolation_level=None, check_same_thread=False)
+        try:
+            db.executescript(
+                f"""
+                pragma journal_mode = off; pragma synchronous = off; pragma locking_mode = exclusive;
+                pragma cache_size = -{_CACHE_KIB}; pragma temp_store = file;
+                create table keys (key blob primary key, state int, asked int, outcome int) without rowid;
+                create table wanted (
+                  place integer primary key, key blob, name text, id text, sample int, added int, unique (key, name));
+                begin;
+                """
+            )
+        except BaseException:
+            db.close()
+            raise
+    finally:
+        Path(name).unlink()
+    return db
 
 
 def _entry(row: Row | None) -> Entry | None:

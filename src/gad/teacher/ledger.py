@@ -11,17 +11,18 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gad.errors import RunFolderError
 from gad.storage import lock
-from gad.teacher.entry import FILE, Entry, State
+from gad.teacher.entry import FILE, Entry, State, Totals
 from gad.teacher.index import Index
-from gad.teacher.ledger_file import LedgerFile
+from gad.teacher.ledger_file import INDEX, LedgerFile
 from gad.teacher.lines import failed_line, read_given_up, read_reply, read_request
-from gad.teacher.loaded import PREFIX, Events, Loaded
 from gad.teacher.requests import ApiRequest, GivenUp, Outcome, Reply
-from gad.teacher.scan import Scan, Totals
+
+if TYPE_CHECKING:
+    from gad.teacher.loaded import Loaded
 
 LEDGER = "ledger.jsonl"
 
@@ -42,7 +43,7 @@ class Ledger:
         try:
             for each in (folder, *lock_also):
                 self._open.enter_context(lock(each))
-            for leftover in folder.glob(f"{PREFIX}*"):
+            for leftover in folder.glob(f"{INDEX}*"):
                 leftover.unlink()
             self.file = LedgerFile(folder / LEDGER, reserve)
             self._open.callback(self.file.close)
@@ -61,6 +62,10 @@ class Ledger:
 
     def _load(self) -> Loaded:
         """What the files hold."""
+        # They import numpy, which takes a while, and `gad plan` opens no ledger.
+        from gad.teacher.loaded import Events
+        from gad.teacher.scan import Scan
+
         with closing(Events(self.folder)) as events:
             scan = Scan(events, self.totals)
             for number, path in enumerate(self._files):

@@ -14,6 +14,8 @@ from gad.storage import JsonlWriter
 from gad.teacher.lines import VERSION
 
 RESERVE = ".reserve"
+INDEX = ".index-"
+"""How the names of files begin that have one for a moment only: a killed process may leave them behind."""
 
 
 class LedgerFile:

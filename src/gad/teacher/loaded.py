@@ -18,11 +18,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from gad.teacher.entry import ASKED, State
-
-PREFIX = ".index-"
-Row = tuple[bytes, int, int, int]
-"""key, state, place of the request, place of the outcome; -1: nowhere."""
+from gad.teacher.entry import ASKED, Row, State
+from gad.teacher.ledger_file import INDEX
 
 _KEY = [("high", ">u8"), ("low", ">u8")]
 _EVENT = np.dtype([*_KEY, ("place", "<i8"), ("state", "i1")])
@@ -37,7 +34,7 @@ _NOWHERE = np.uint64(2**64 - 1)
 
 def nameless(folder: Path) -> IO[bytes]:
     """A file that is gone when the process is."""
-    return tempfile.TemporaryFile(prefix=PREFIX, dir=folder)
+    return tempfile.TemporaryFile(prefix=INDEX, dir=folder)
 
 
 class Events:
@@ -87,7 +84,7 @@ class Events:
 
 
 def _fold(events: NDArray[np.void]) -> NDArray[np.void]:
-    """Where each key stands after its events, by key: the first request and the first reply stay, whatever follows."""
+    """Where each key stands after its events, by key: the first request stays, and after a reply nothing changes."""
     high, low = events["high"].astype(np.uint64), events["low"].astype(np.uint64)
     order = np.lexsort((low, high))
     high, low, state = high[order], low[order], events["state"][order]
@@ -99,9 +96,11 @@ def _fold(events: NDArray[np.void]) -> NDArray[np.void]:
     is_request, is_reply = np.isin(state, ASKED), state == State.REPLY
     reply = np.minimum.reduceat(np.where(is_reply, place, _NOWHERE), first)
     outcome = np.maximum.reduceat(np.where(is_request, -1, place.astype(np.int64)), first)
+    asked = np.minimum.reduceat(np.where(is_request, place, _NOWHERE), first)
+    asked[asked > reply] = _NOWHERE
     records = np.empty(len(first), _RECORD)
     records["high"], records["low"] = high[first], low[first]
-    records["asked"] = np.minimum.reduceat(np.where(is_request, place, _NOWHERE), first).view(np.int64)
+    records["asked"] = asked.view(np.int64)
     records["outcome"] = np.where(reply == _NOWHERE, outcome, reply.view(np.int64))
     records["state"] = np.where(reply == _NOWHERE, state[last], State.REPLY)
     return records
@@ -148,14 +147,22 @@ class Loaded:
             self._last_page = number, page
         return page
 
+    def pages(self) -> Iterator[list[Row]]:
+        """All records in order of the keys, by the handful."""
+        for page in self._pages():
+            yield list(_UNPACK.iter_unpack(page))
+
     def in_state(self, state: State) -> Iterator[list[Row]]:
         """Records in a state, in order of the keys, by the handful."""
-        for number in range(len(self._first)):
-            page = os.pread(self._file.fileno(), _PAGE_BYTES, number * _PAGE_BYTES)
+        for page in self._pages():
             records = np.frombuffer(page, _RECORD)
             found = records[records["state"] == state]
             if len(found):
                 yield list(_UNPACK.iter_unpack(found.tobytes()))
+
+    def _pages(self) -> Iterator[bytes]:
+        for number in range(len(self._first)):
+            yield os.pread(self._file.fileno(), _PAGE_BYTES, number * _PAGE_BYTES)
 
     def close(self) -> None:
         self._file.close()

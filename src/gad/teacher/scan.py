@@ -9,15 +9,14 @@ import json
 import re
 from array import array
 from binascii import unhexlify
-from collections import Counter
-from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
 from gad.errors import RunFolderError
-from gad.teacher.entry import ASKED, FILE, State
+from gad.teacher.entry import ASKED, FILE, State, Totals
 from gad.teacher.lines import HEAD, VERSION
 from gad.teacher.loaded import Events
 
@@ -33,25 +32,11 @@ _HAS_OUTCOME = bytes(state not in ASKED for state in range(256))
 _IS_REPLY = bytes(state == State.REPLY for state in range(256))
 """1 or 0 for each state."""
 _READ = 2**20
+"""Bytes asked of the disk at once."""
 _BLOCK = 2**17
 """Bytes of lines taken at once: they stay in the processor's cache."""
 _CHUNK = 2**18
 """Lines kept before they are handed on."""
-
-
-@dataclass
-class Totals:
-    """Sums over all files. spent, maybe, lost: as found when the ledger was opened; lost: found under way then.
-
-    replies, models (replies by the name that the provider gave): kept up to date.
-    """
-
-    spent: float = 0.0
-    maybe: float = 0.0
-    replies: int = 0
-    models: Counter[str] = field(default_factory=Counter)
-    lost: int = 0
-    lost_usd: float = 0.0
 
 
 class Scan:
@@ -60,7 +45,6 @@ class Scan:
     def __init__(self, events: Events, totals: Totals) -> None:
         self._events, self._totals = events, totals
         self._keys, self._states, self._lengths = bytearray(), bytearray(), array("Q")
-        self._models: Counter[bytes | None] = Counter()
 
     def read(self, number: int, path: Path) -> None:
         """Take in a file, as far as its lines are whole: another process may be writing the last one.
@@ -80,10 +64,6 @@ class Scan:
                     raise _damage(path, count, lines) from None
                 count += len(lines)
         self._hand_on()
-        for name, replies in self._models.items():
-            self._totals.models[str(json.loads(name or b"null") or "unknown")] += replies
-        self._totals.replies += self._models.total()
-        self._models.clear()
 
     def _take(self, lines: list[bytes]) -> None:
         """Whole lines. One that is damaged ends in one of several exceptions."""
@@ -93,10 +73,11 @@ class Scan:
         if bytes([line[-2] for line in lines]).strip(b"}"):
             raise ValueError
         states = bytes(map(_STATES.__getitem__, events))
-        with_outcome = states.translate(_HAS_OUTCOME)
+        with_outcome, replies = states.translate(_HAS_OUTCOME), states.translate(_IS_REPLY)
         self._totals.spent += sum(map(float, compress(usd, with_outcome)))
         self._totals.maybe += sum(map(float, compress(maybe, with_outcome)))
-        self._models.update(compress(models, states.translate(_IS_REPLY)))
+        self._totals.replies += sum(replies)
+        self._totals.models.update(map(_model, compress(models, replies)))
         self._keys += unhexlify(b"".join(keys))
         self._states += states
         self._lengths.extend(map(len, lines))
@@ -113,6 +94,12 @@ class Scan:
         self._keys, self._states, self._lengths = bytearray(), bytearray(), array("Q")
 
 
+@lru_cache(1024)
+def _model(name: bytes | None) -> str:
+    """The name of a reply's model. Few have many replies."""
+    return str(json.loads(name or b"null") or "unknown")
+
+
 def _damage(path: Path, before: int, lines: list[bytes]) -> RunFolderError:
     """Names the first line that is none. before: lines of the file before these."""
     for count, line in enumerate(lines, start=before + 1):
@@ -126,7 +113,7 @@ def _damage(path: Path, before: int, lines: list[bytes]) -> RunFolderError:
 
 def _is_sound(found: re.Match[bytes]) -> bool:
     try:
-        unhexlify(found[1]), float(found[3]), float(found[4])
+        unhexlify(found[1]), float(found[3]), float(found[4]), _model(found[5])
     except ValueError:
         return False
     return True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import errno
+import os
+import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -16,11 +18,12 @@ from hypothesis import strategies as st
 from gad.errors import RunFolderError
 from gad.teacher import loaded as loaded_module
 from gad.teacher import scan as scan_module
-from gad.teacher.entry import ASKED, FILE, Entry, State
+from gad.teacher.entry import ASKED, FILE, Entry, State, Totals
 from gad.teacher.index import Index, Wanted
 from gad.teacher.ledger import LEDGER, Ledger
-from gad.teacher.loaded import Events, Loaded
-from gad.teacher.scan import Scan, Totals
+from gad.teacher.ledger_file import disk_errors
+from gad.teacher.loaded import Events
+from gad.teacher.scan import Scan
 
 HEADER = b'{"gad_ledger":1,"created":1.0}\n'
 EVENTS = {
@@ -46,9 +49,9 @@ def line(key: str, event: str, usd: float = 0.25, maybe: float = 0.5) -> bytes:
 def after(known: Entry | None, state: State, place: int) -> Entry:
     """One line more, by the rules as they are written down."""
     known = known or Entry(State.OPEN, -1, -1)
-    asked = place if state in ASKED and known.asked < 0 else known.asked
     if known.state is State.REPLY:
-        return Entry(State.REPLY, asked, known.outcome)
+        return known
+    asked = place if state in ASKED and known.asked < 0 else known.asked
     return Entry(state, asked, known.outcome if state in ASKED else place)
 
 
@@ -96,8 +99,7 @@ def test_index_agrees_with_a_dictionary(
         for number, (key, state) in enumerate(changes):
             place = len(files) * FILE + number
             index.put(key, state, *((place, -1) if state in ASKED else (-1, place)))
-            if key not in model or model[key].state is not State.REPLY:
-                model[key] = after(model.get(key), state, place)
+            model[key] = after(model.get(key), state, place)
         index.want(Wanted(key, "train", key[:4], 0, False) for key in sorted(asked_for, reverse=True))
         assert {key: index.get(key) for key in KEYS} == {key: model.get(key) for key in KEYS}
         for state in State:
@@ -118,6 +120,7 @@ def test_index_agrees_with_a_dictionary(
         (line("0" * 32, "sent")[:-2] + b"\n", "no line of a ledger"),
         (b"\n", "no line of a ledger"),
         (line("0" * 32, "reply").replace(b"0.25", b"0.2.5"), "no line of a ledger"),
+        (line("0" * 32, "reply").replace(b"m ", b"\\q"), "no line of a ledger"),
         (line("0" * 31, "sent"), "no line of a ledger"),
         (line("0" * 32, "moved"), "'moved'"),
     ],
@@ -151,24 +154,42 @@ def test_memory_holds_a_key_a_page_and_disk_what_the_page_says(tmp_path: Path, m
     assert loaded.get(b"\0" * 16) is None
     assert loaded.get(b"\xff" * 16) is None
     assert sum(map(len, loaded.in_state(State.UNDER_WAY))) == count
-    loaded.close()
+    index = Index(tmp_path, loaded)
+    each = (some_keys[at : at + 16].hex() for at in range(0, len(some_keys), 16))
+    index.want(Wanted(key, "train", f"prompt-{number:08d}", 0, False) for number, key in enumerate(each))
+    ((size,),) = index._db.execute("select page_count * page_size from pragma_page_count, pragma_page_size")
+    assert size / count == pytest.approx(84, rel=0.02)
+    index.close()
 
 
-def test_a_disk_that_fills_up_while_a_ledger_is_opened_leaves_nothing_open(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("file", ["events", "records", "tables"])
+def test_a_disk_that_is_full_when_a_ledger_is_opened(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Said with the folder and the way out; no file stays, open or by name, and the next opening goes well."""
     (tmp_path / LEDGER).write_bytes(HEADER + line(KEYS[0], "reply"))
-    opened = []
+    opened: list[IO[bytes]] = []
+    nameless = loaded_module.nameless
 
-    def full(file: Loaded) -> None:
-        opened.append(file)
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full_or_not(folder: Path) -> IO[bytes]:
+        is_full = file == ("events", "records")[len(opened)]
+        opened.append(os.fdopen(os.open("/dev/full", os.O_RDWR), "w+b") if is_full else nameless(folder))
+        return opened[-1]
 
-    monkeypatch.setattr(Loaded, "complete", full)
-    with pytest.raises(OSError, match="No space"):
-        Ledger(tmp_path)
-    assert opened[0]._file.closed
-    monkeypatch.undo()
+    def no_tables(*_: object, **__: object) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded_module, "nameless", full_or_not)
+        if file == "tables":
+            patch.setattr(sqlite3, "connect", no_tables)
+        with pytest.raises(RunFolderError) as caught, disk_errors(tmp_path):
+            Ledger(tmp_path)
+    assert f"{tmp_path}: " in str(caught.value)
+    assert "full" in str(caught.value) or "No space left on device" in str(caught.value)
+    assert "run the same command again" in str(caught.value)
+    assert [each.closed for each in opened] == [True, True]
+    assert {path.name for path in tmp_path.iterdir()} == {LEDGER, ".lock"}
     again = Ledger(tmp_path)
     assert again.index.get(KEYS[0]) == Entry(State.REPLY, -1, len(HEADER))
     again.close()
