@@ -1,43 +1,48 @@
 """Decoding: one token more for every row, with little besides the products.
 
 With a few dozen rows of a token each, a layer's products are small, and what transformers writes between them (norms,
-rotations, calls within calls) takes as long as they do. `stepwise` is a view of a model whose layers compute the same
-in fewer operations and without that. Which models it is right for, `models/trial.py` finds out; others decode by
-transformers' own layers, with the same attention.
+rotations, calls within calls) takes as long as they do. `stepwise` puts a model's parts together anew, in fewer
+operations. Which models it is right for, `models/trial.py` finds out; others decode by transformers' own layers, with
+the same attention.
 
 R rows, H query heads, K key heads, G = H / K, D head width, E model width, P prompts, L prompt tokens, S reply tokens.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gad.models import norm, views
+from gad.models import norm
 from gad.models.attention import Heads, Owners, Prefix, Rule
 from gad.models.forward import run
+from gad.models.linear import direct
 
+MODEL = frozenset({"embed_tokens", "layers", "norm", "rotary_emb"})
 LAYER = frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
 SANDWICH = LAYER | {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 """Gemma's, from the second on: a norm before and after attention, before and after the MLP."""
 ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 HEAD_NORMS = ATTENTION | {"q_norm", "k_norm"}
 MLP = frozenset({"gate_proj", "up_proj", "down_proj", "act_fn"})
+Forward = Callable[[Tensor, Tensor, "Decoder"], Tensor]
+"""States (R, E) after a token a row: from ids and positions, both (R), and the decoder, which attends."""
 
 
 class Decoder:
     """Replies that grow by a token at a time and read their prompt's keys and values and their own past.
 
-    counts: rows of each prompt; limit: the most tokens of a reply. A prompt's keys and values are held once for all its
-    rows; those of replies lie in buffers that are allocated once.
+    forward: `stepwise` or `layerwise`; counts: rows of each prompt; limit: the most tokens of a reply. A prompt's keys
+    and values are held once for all its rows; those of replies lie in buffers that are allocated once.
     """
 
-    def __init__(self, backbone: nn.Module, prefix: Prefix, counts: list[int], limit: int) -> None:
-        self._backbone = backbone
+    def __init__(self, forward: Forward, prefix: Prefix, counts: list[int], limit: int) -> None:
+        self._forward = forward
         self._prefix = prefix.contiguous()
         self._limit, self._length = limit, 0
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -46,9 +51,9 @@ class Decoder:
     def step(self, ids_R: Tensor) -> Tensor:
         """Hidden states (R, E) after these tokens."""
         positions_R = self._prefix.lengths_P[self.owners.prompt_of_row_R] + self._length
-        states = run(self._backbone, ids_R[:, None], positions_R[:, None], self)
+        states = self._forward(ids_R, positions_R, self)
         self._length += 1
-        return states[:, -1]
+        return states
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only; prompts without a row are dropped too."""
@@ -132,14 +137,21 @@ def _scores(rule: Rule, q_BND: Tensor, k_BSD: Tensor, bias_B1S: Tensor | None) -
     return capped if bias_B1S is None else capped + bias_B1S
 
 
-def stepwise(backbone: nn.Module) -> nn.Module:
-    """The backbone for a `Decoder`'s steps alone, without gradients. Layers of another build stay as they are."""
-    layers: Any = backbone.layers
-    return views.view(backbone, layers=nn.ModuleList(_Step(layer) if known(layer) else layer for layer in layers))
+def layerwise(backbone: nn.Module) -> Forward:
+    """A step by the model's own layers."""
+    return lambda ids_R, positions_R, decoder: run(backbone, ids_R[:, None], positions_R[:, None], decoder)[:, 0]
 
 
-def known(layer: nn.Module) -> bool:
-    """Whether a layer is built of the parts that `_Step` puts together."""
+def stepwise(backbone: nn.Module) -> Forward | None:
+    """A step by the same parts put together anew, without gradients; None where the model is built of others."""
+    parts = dict(backbone.named_children())
+    if parts.keys() != MODEL or not all(map(_known, cast(nn.ModuleList, parts["layers"]))):
+        return None
+    return _Steps(backbone)
+
+
+def _known(layer: nn.Module) -> bool:
+    """Whether a layer is built of the parts that `_Layer` puts together."""
     parts = dict(layer.named_children())
     return (
         parts.keys() in (LAYER, SANDWICH)
@@ -148,40 +160,62 @@ def known(layer: nn.Module) -> bool:
     )
 
 
-class _Step(nn.Module):
-    """A decoder layer for one token a row. It registers no module: its parts are the model's."""
+class _Steps:
+    """All of a backbone for one token a row. It registers no module: the parts are the model's."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        built: Any = backbone
+        self._embed: Callable[[Tensor], Tensor] = built.embed_tokens.__call__
+        self._rotary: Callable[..., tuple[Tensor, Tensor]] = built.rotary_emb.__call__
+        self._by_kind = "layer_type" in inspect.signature(built.rotary_emb.forward).parameters
+        self._layers = [_Layer(layer) for layer in built.layers]
+        self._norm = norm.scale_only(built.norm)
+
+    def __call__(self, ids_R: Tensor, positions_R: Tensor, decoder: Decoder) -> Tensor:
+        """States (R, E)."""
+        states = self._embed(ids_R)
+        rotations: dict[str | None, tuple[Tensor, Tensor]] = {}
+        for layer in self._layers:
+            kind = layer.kind if self._by_kind else None
+            if kind not in rotations:
+                places_R1 = positions_R[:, None]
+                rotations[kind] = self._rotary(states, places_R1, kind) if kind else self._rotary(states, places_R1)
+            states = layer(states, rotations[kind], decoder)
+        return self._norm(states)
+
+
+class _Layer:
+    """A decoder layer for one token a row. kind: which rotary positions it takes, where a model has several."""
 
     def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
         built: Any = layer
         attention, mlp = built.self_attn, built.mlp
+        self.kind: str | None = getattr(attention, "layer_type", None)
         self._place: int = attention.layer_idx
         self._width: int = attention.head_dim
-        self._q, self._k, self._v, self._o = (getattr(attention, f"{name}_proj").__call__ for name in "qkvo")
+        self._q, self._k, self._v, self._o = (direct(getattr(attention, f"{name}_proj")) for name in "qkvo")
         norms = (getattr(attention, f"{name}_norm", None) for name in "qk")
         self._q_norm, self._k_norm = (_same if each is None else norm.scale_only(each) for each in norms)
-        self._gate, self._up, self._down = (getattr(mlp, f"{name}_proj").__call__ for name in ("gate", "up", "down"))
+        self._gate, self._up, self._down = (direct(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down"))
         self._act: Callable[[Tensor], Tensor] = mlp.act_fn.__call__
         self._before, after = norm.scale_only(built.input_layernorm), norm.scale_only(built.post_attention_layernorm)
         sandwich = hasattr(built, "pre_feedforward_layernorm")
         self._middle = norm.scale_only(built.pre_feedforward_layernorm) if sandwich else after
         self._after = (after, norm.scale_only(built.post_feedforward_layernorm)) if sandwich else (_same, _same)
 
-    def forward(
-        self, states_R1E: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], plan: Any, **__: Any
-    ) -> Tensor:
-        """States (R, 1, E)."""
-        states = states_R1E[:, 0]
+    def __call__(self, states: Tensor, rotation: tuple[Tensor, Tensor], decoder: Decoder) -> Tensor:
+        """States (R, E); rotation: cosines and sines, both (R, 1, D)."""
         x = self._before(states)
-        q_RHD, k_RKD, v_RKD = (part(x).unflatten(-1, (-1, self._width)) for part in (self._q, self._k, self._v))
-        rotated = _rotated(torch.cat([self._q_norm(q_RHD), self._k_norm(k_RKD)], dim=1), *position_embeddings)
-        q_RHD, k_RKD = rotated.split([q_RHD.shape[1], k_RKD.shape[1]], dim=1)
-        decoder: Decoder = plan.plan
-        read = self._o(decoder.attention(self._place, q_RHD, k_RKD, v_RKD))
-        states = states + self._after[0](read)
+        rows, width = len(x), self._width
+        q_RHD, k_RKD = self._q_norm(self._q(x).view(rows, -1, width)), self._k_norm(self._k(x).view(rows, -1, width))
+        both = _rotated(torch.cat([q_RHD, k_RKD], dim=1), *rotation)
+        heads = q_RHD.shape[1]
+        v_RKD = self._v(x).view(rows, -1, width)
+        states = states + self._after[0](
+            self._o(decoder.attention(self._place, both[:, :heads], both[:, heads:], v_RKD))
+        )
         x = self._middle(states)
-        hidden = self._down(self._act(self._gate(x)).mul_(self._up(x)))
-        return (states + self._after[1](hidden))[:, None]
+        return states + self._after[1](self._down(self._act(self._gate(x)).mul_(self._up(x))))
 
 
 def _rotated(x_RND: Tensor, cos_R1D: Tensor, sin_R1D: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ N rows, K inputs, M outputs.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,16 @@ def speed_up(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
+
+
+def direct(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The module's own computation without gradients; a plain linear layer's without what a module's call adds."""
+    if type(module) is not Linear or module._forward_hooks or module._forward_pre_hooks:
+        return module.__call__
+    weight_MK, bias_M = module.weight, module.bias
+    if _by_mkl(weight_MK) or weight_MK.dtype is not torch.float32:
+        return lambda x: F.linear(x, weight_MK, bias_M)
+    return lambda x: product(x, weight_MK, bias_M)
 
 
 def suit_few_rows(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gad.errors import ModelError, is_out_of_memory
 from gad.layout_costs import ALL
 from gad.layouts import LayoutName, PaddedBatch, Readout, TokenGroup, build, pad, to_device
-from gad.models.decoding import Decoder, stepwise
+from gad.models.decoding import Decoder, Forward, layerwise, stepwise
 from gad.models.forward import hidden_states, prompt_states
 from gad.models.passes import Passes, Shortcuts, lasts, predictors
 
@@ -171,15 +171,16 @@ def shortcuts(model: PreTrainedModel) -> Shortcuts:
         return float((found - expected).norm() / expected.norm()) <= far
 
     with torch.no_grad():
-        whole = hidden_states(backbone, batch)[read_N].double()
+        whole, forward = hidden_states(backbone, batch)[read_N].double(), stepwise(backbone)
         return Shortcuts(
             narrows=agrees(lambda: Passes(backbone).states(batch, read_N)[read_N], whole),
             shares=agrees(lambda: Passes(backbone, common=1, narrow=False).states(batch, read_N)[read_N], whole),
-            steps=agrees(lambda: _decoded(backbone, stepwise(backbone), groups), _decoded(backbone, backbone, groups)),
+            steps=forward is not None
+            and agrees(lambda: _decoded(backbone, forward, groups), _decoded(backbone, layerwise(backbone), groups)),
         )
 
 
-def _decoded(backbone: nn.Module, steps: nn.Module, groups: list[TokenGroup]) -> Tensor:
+def _decoded(backbone: nn.Module, forward: Forward, groups: list[TokenGroup]) -> Tensor:
     """States after each of a few steps, (steps * rows, H); the shorter replies are continued by their last token."""
     device = next(backbone.parameters()).device
     lengths_P = torch.tensor([len(group.prompt) for group in groups], device=device)
@@ -188,7 +189,7 @@ def _decoded(backbone: nn.Module, steps: nn.Module, groups: list[TokenGroup]) ->
     )
     replies = [reply for group in groups for reply in group.replies]
     limit = max(map(len, replies))
-    decoder = Decoder(steps, prefix, [len(group.replies) for group in groups], limit)
+    decoder = Decoder(forward, prefix, [len(group.replies) for group in groups], limit)
     ids_SR = torch.tensor(
         [[reply[min(step, len(reply) - 1)] for reply in replies] for step in range(limit)], device=device
     )

@@ -20,7 +20,7 @@ from gad.config.training import Sampling
 from gad.crew import deal, everywhere
 from gad.errors import RolloutError, is_out_of_memory
 from gad.layouts import pad
-from gad.models.decoding import Decoder, stepwise
+from gad.models.decoding import Decoder, Forward, layerwise, stepwise
 from gad.models.forward import prompt_states
 from gad.models.linear import product, suit_few_rows
 from gad.models.network import Member, Network
@@ -69,7 +69,7 @@ class LocalEngine:
         if plain is not None:
             suit_few_rows(plain)
         self._member: Member | None = None
-        self._stepwise: nn.Module | None = None
+        self._stepwise: Forward | None = None
         self._untrained = False
         self._version = 0
         self._stops = torch.tensor(sorted(codec.stop_ids), device=network.device)
@@ -127,13 +127,12 @@ class LocalEngine:
         assert self._member is not None
         return self._network.sampling(self._member.name)
 
-    def _steps(self, backbone: nn.Module) -> nn.Module:
-        """The backbone as a decoder takes it: weights that come and go with a process's shard keep their layers."""
-        if not self._network.shortcuts.steps or (self._plain is None and self.crew.size > 1):
-            return backbone
-        if self._stepwise is None:
+    def _forward(self, backbone: nn.Module) -> Forward:
+        """How a decoder goes through the backbone: by its layers where a shard's weights come and go with them."""
+        whole = self._plain is not None or self.crew.size == 1
+        if self._stepwise is None and whole and self._network.shortcuts.steps:
             self._stepwise = stepwise(backbone)
-        return self._stepwise
+        return self._stepwise or layerwise(backbone)
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
         order = sorted(range(len(requests)), key=lambda index: (len(requests[index].prompt_ids), index))
@@ -162,7 +161,7 @@ class LocalEngine:
         ]
         running, decoder = (
             rows,
-            Decoder(self._steps(backbone), prefix, [len(request.seeds) for request in requests], self._limit),
+            Decoder(self._forward(backbone), prefix, [len(request.seeds) for request in requests], self._limit),
         )
         states_RH = last_PH[decoder.owners.prompt_of_row_R]
         for step in range(self._limit):

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from gad.config.models import Lora
 from gad.layouts import TokenGroup, build, pad
-from gad.models import decoding, linear, trial
+from gad.models import linear, trial
 from gad.models.attention import IMPLEMENTATION
-from gad.models.decoding import Decoder, stepwise
+from gad.models.decoding import Decoder, layerwise, stepwise
 from gad.models.forward import hidden_states, prompt_states
 from gad.models.linear import suit_few_rows
 from gad.models.network import Network
@@ -48,16 +48,16 @@ def backbone_of(architecture: str, dtype: torch.dtype = torch.float64) -> Any:
     return Network(plain.model(architecture, dtype=dtype, attention=IMPLEMENTATION), Lora()).backbone()
 
 
-def decoder_of(backbone: Any, steps: Any, groups: list[TokenGroup]) -> Decoder:
+def decoder_of(backbone: Any, forward: Any, groups: list[TokenGroup]) -> Decoder:
     prompts = [group.prompt for group in groups]
     lengths_P = torch.tensor([len(prompt) for prompt in prompts])
     prefix, _ = prompt_states(backbone, pad(prompts, int(lengths_P.max())), lengths_P)
-    return Decoder(steps, prefix, [len(group.replies) for group in groups], LIMIT)
+    return Decoder(forward, prefix, [len(group.replies) for group in groups], LIMIT)
 
 
-def decoded(backbone: Any, steps: Any, groups: list[TokenGroup]) -> list[Tensor]:
+def decoded(backbone: Any, forward: Any, groups: list[TokenGroup]) -> list[Tensor]:
     """States of each step; after some only the rows `KEPT`."""
-    decoder = decoder_of(backbone, steps, groups)
+    decoder = decoder_of(backbone, forward, groups)
     ids_RS = torch.tensor([reply for group in groups for reply in group.replies])
     found = []
     with torch.inference_mode():
@@ -79,16 +79,25 @@ def in_one_go(backbone: Any, groups: list[TokenGroup]) -> Tensor:
     return torch.cat([states_MH[readout.predictors_BL][:, 1:], states_MH[readout.last_B][:, None]], dim=1)
 
 
-@pytest.mark.parametrize("steps_of", [stepwise, lambda backbone: backbone], ids=["ours", "transformers'"])
+@pytest.mark.parametrize("of", [stepwise, layerwise], ids=["ours", "transformers'"])
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_states_are_those_of_whole_rows(architecture: str, steps_of: Any) -> None:
+def test_states_are_those_of_whole_rows(architecture: str, of: Any) -> None:
     """Grouped queries, windows that prompts and replies outgrow, head norms, caps; rows dropped on the way."""
     backbone, groups = backbone_of(architecture), rows()
-    steps = steps_of(backbone)
     expected_RSE = in_one_go(backbone, groups)
-    for step, found_RE in enumerate(decoded(backbone, steps, groups)):
+    for step, found_RE in enumerate(decoded(backbone, of(backbone), groups)):
         expected_RE = expected_RSE[KEPT if step >= AFTER else slice(None), step]
         torch.testing.assert_close(found_RE, expected_RE, rtol=1e-9, atol=1e-9)
+
+
+def test_rotary_positions_of_two_kinds() -> None:
+    """Gemma 3 turns local layers by another base than global ones."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    made: Any = plain.model("gemma3", dtype=torch.float64, attention=IMPLEMENTATION, layer_types=kinds)
+    backbone, groups = Network(made, Lora()).backbone(), rows()
+    expected_RSE = in_one_go(backbone, groups)
+    last = decoded(backbone, stepwise(backbone), groups)[-1]
+    torch.testing.assert_close(last, expected_RSE[KEPT, -1], rtol=1e-9, atol=1e-9)
 
 
 class Count(TorchDispatchMode):
@@ -106,7 +115,7 @@ class Count(TorchDispatchMode):
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_a_step_is_the_products_and_little_else(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many products as by transformers' layers, fewer operations between them, and nobody is called but those."""
+    """As many products as by transformers' layers, fewer operations between them, and hardly a module is called."""
     backbone = backbone_of(architecture, torch.float32)
     called: list[str] = []
     call = torch.nn.Module._call_impl  # type: ignore[attr-defined]
@@ -117,8 +126,8 @@ def test_a_step_is_the_products_and_little_else(architecture: str, monkeypatch: 
 
     monkeypatch.setattr(torch.nn.Module, "_call_impl", counted)
     counts = []
-    for steps in (backbone, stepwise(backbone)):
-        decoder = decoder_of(backbone, steps, rows())
+    for forward in (layerwise(backbone), stepwise(backbone)):
+        decoder = decoder_of(backbone, forward, rows())
         ids_R = torch.zeros(sum(COUNTS), dtype=torch.int64)
         with torch.inference_mode():
             decoder.step(ids_R)
@@ -131,9 +140,8 @@ def test_a_step_is_the_products_and_little_else(architecture: str, monkeypatch: 
     layers, linear_layers, in_attention = len(backbone.layers), 7, 4
     assert products == as_many == layers * (linear_layers + in_attention)
     assert after < before
-    outside = 4  # the model, its embedding, its rotary positions, its last norm
-    assert len(called) == layers * (1 + linear_layers + 1) + outside  # a layer, its products, its activation
-    assert len([name for name in called if name.endswith("RMSNorm")]) == 1
+    activations, outside = layers, 2  # the embedding and the rotary positions
+    assert len(called) == activations + outside
 
 
 def test_a_layer_that_does_something_else_is_found_out() -> None:
@@ -144,14 +152,14 @@ def test_a_layer_that_does_something_else_is_found_out() -> None:
     granite: Any = AutoModelForCausalLM.from_config(
         transformers.GraniteConfig(**shape), attn_implementation=IMPLEMENTATION
     ).eval()
-    assert decoding.known(granite.model.layers[0])
+    assert stepwise(granite.model) is not None
     found = trial.shortcuts(granite)
     assert (found.narrows, found.shares, found.steps) == (True, True, False)
     cohere: Any = AutoModelForCausalLM.from_config(
         transformers.CohereConfig(**{**shape, "residual_multiplier": 1.0}), attn_implementation=IMPLEMENTATION
     ).eval()
-    assert not decoding.known(cohere.model.layers[0])
-    assert stepwise(cohere.model).layers[0] is cohere.model.layers[0]
+    assert stepwise(cohere.model) is None
+    assert not trial.shortcuts(cohere).steps
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
