@@ -37,13 +37,24 @@ def ready(watched: Any) -> None:
     watched.page.wait_for_selector("html[data-ready]", timeout=20_000)
 
 
+CONTRAST_AT = 768
+"""The width at which the contrast of every text is measured, in both schemes; at others colours are the same."""
+COLOURS = """[...document.querySelectorAll('*')].map((one) => {
+  const style = getComputedStyle(one);
+  return [one.tagName, style.color, style.backgroundColor, style.backgroundImage, style.fill, style.opacity].join();
+})"""
+
+
 @pytest.mark.parametrize(("width", "scheme"), SIZES)
 def test_reads_on_every_screen(judged: str, open_page: Callable[..., Any], width: int, scheme: str) -> None:
     watched = open_page(judged, width=width, scheme=scheme)
     ready(watched)
     watched.page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert not watched.scrolls_sideways()
-    assert watched.axe() == []
+    assert watched.axe(contrast=width == CONTRAST_AT) == []
+    colours = watched.page.evaluate(COLOURS)
+    watched.page.set_viewport_size({"width": CONTRAST_AT, "height": 900})
+    assert watched.page.evaluate(COLOURS) == colours
     assert watched.errors == []
     assert watched.requests == [judged]
 
