@@ -36,6 +36,8 @@ STEPS = 5
 TUNINGS = ("lora", "full")
 LAYOUTS = ("padded", "tree", "cache")
 PARTS = ("equality", "speed", "in_a_row", "one_step_off")
+REPLY_TOKENS = 48
+"""Of a reply at most: what the figures are of, whatever the tests need."""
 AHEAD_STEPS = 6
 AHEAD_REPEATS = 3
 AHEAD_TOKENS = 12
@@ -56,9 +58,9 @@ def write_run(folder: Path, tuning: str, *, timed: bool = False, **adversarial: 
     values["adversarial"] |= {"steps": STEPS, "batch_size": 8, "replies_per_prompt": 4 if timed else 3}
     values["adversarial"] |= adversarial
     values["seqkd"] = None
+    values["prompt"]["max_reply_tokens"] = AHEAD_TOKENS if "one_step_off" in adversarial else REPLY_TOKENS
     if "one_step_off" in adversarial:
         values["checkpoints"]["every_steps"] = 1000
-        values["prompt"]["max_reply_tokens"] = AHEAD_TOKENS
     if tuning == "full":
         values["student"]["tuning"] = {"kind": "full"}
         values["discriminator"] = {"kind": "own", "model": str(model), "dtype": "float32", "tuning": {"kind": "full"}}

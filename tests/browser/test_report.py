@@ -37,13 +37,33 @@ def ready(watched: Any) -> None:
     watched.page.wait_for_selector("html[data-ready]", timeout=20_000)
 
 
+CONTRAST_AT = 768
+"""The width at which the contrast of every text is measured, in both schemes; others must have none of its own."""
+CONTRASTS = """[...new Set([...document.querySelectorAll('body *')].filter((one) => one.checkVisibility()
+    && [...one.childNodes].some((child) => child.nodeType === 3 && child.data.trim())).map((one) => {
+  const style = getComputedStyle(one), size = parseFloat(style.fontSize);
+  const large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+  let ground = '', opacity = 1;
+  for (let each = one; each; each = each.parentElement) {
+    const { backgroundColor: colour, backgroundImage: image, opacity: own } = getComputedStyle(each);
+    if (!ground && (colour !== 'rgba(0, 0, 0, 0)' || image !== 'none')) ground = colour + image;
+    opacity *= own;
+  }
+  return [one instanceof SVGElement ? style.fill : style.color, ground, opacity, large].join();
+}))]"""
+"""What decides on the contrast of a text: its colour, what lies behind, its size. Once for all texts alike."""
+
+
 @pytest.mark.parametrize(("width", "scheme"), SIZES)
 def test_reads_on_every_screen(judged: str, open_page: Callable[..., Any], width: int, scheme: str) -> None:
     watched = open_page(judged, width=width, scheme=scheme)
     ready(watched)
     watched.page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert not watched.scrolls_sideways()
-    assert watched.axe() == []
+    assert watched.axe(contrast=width == CONTRAST_AT) == []
+    contrasts = watched.page.evaluate(CONTRASTS)
+    watched.page.set_viewport_size({"width": CONTRAST_AT, "height": 900})
+    assert set(contrasts) <= set(watched.page.evaluate(CONTRASTS))
     assert watched.errors == []
     assert watched.requests == [judged]
 
