@@ -173,7 +173,11 @@ def _reasons(result: dict[str, Any]) -> list[str]:
         )
     else:
         lines.append(f"- Not from float32 products: {found}. On AMD's CPUs with AVX-512 ours are twice as fast.")
-    return [*lines, "- **Prompt computed once in sampling**, finished replies dropped.", ""]
+    lines += [
+        "- **Prompt computed once in sampling**, finished replies dropped; layers put together anew for one token a row,",
+        "  weights laid out for few rows (`docs/architecture.md`, 17).",
+    ]
+    return [*lines, ""]
 
 
 def _common(result: dict[str, Any]) -> list[str]:
