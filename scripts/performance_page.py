@@ -174,8 +174,8 @@ def _reasons(result: dict[str, Any]) -> list[str]:
     else:
         lines.append(f"- Not from float32 products: {found}. On AMD's CPUs with AVX-512 ours are twice as fast.")
     lines += [
-        "- **Prompt computed once in sampling**, finished replies dropped; layers put together anew for one token a row,",
-        "  weights laid out for few rows (`docs/architecture.md`, 17).",
+        "- **Prompt computed once in sampling**, finished replies dropped; layers put together anew for one token a",
+        "  row, weights laid out for few rows (`docs/architecture.md`, 17).",
     ]
     return [*lines, ""]
 
