@@ -159,10 +159,8 @@ class LocalEngine:
             for index, request in enumerate(requests)
             for reply, seed in enumerate(request.seeds)
         ]
-        running, decoder = (
-            rows,
-            Decoder(self._forward(backbone), prefix, [len(request.seeds) for request in requests], self._limit),
-        )
+        counts = [len(request.seeds) for request in requests]
+        running, decoder = rows, Decoder(self._forward(backbone), prefix, counts, self._limit)
         states_RH = last_PH[decoder.owners.prompt_of_row_R]
         for step in range(self._limit):
             self.crew.tick()
@@ -243,7 +241,8 @@ def _inverse_cdf(probs_RV: Tensor, uniform_R: Tensor) -> Tensor:
     total_R = cumulative_RV[:, -1]
     # Below the total even where the product is rounded up to it: the first sum above belongs to a likely token.
     threshold_R = torch.minimum(uniform_R * total_R, total_R.nextafter(torch.zeros_like(total_R)))
-    return torch.searchsorted(cumulative_RV, threshold_R[:, None], right=True)[:, 0]
+    ids_R = torch.searchsorted(cumulative_RV, threshold_R[:, None], right=True)[:, 0]
+    return ids_R.clamp_(max=probs_RV.shape[-1] - 1)  # where nothing is finite, which the caller finds out
 
 
 def keep_likely(probs_RV: Tensor, sampling: Sampling) -> Tensor:

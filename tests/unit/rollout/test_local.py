@@ -401,6 +401,15 @@ def test_the_tail_is_drawn_and_the_impossible_never() -> None:
     assert local._inverse_cdf(torch.tensor([[0.0, 0.5, 0.5]]), torch.tensor([0.0]).double()).tolist() == [1]
 
 
+def test_what_is_not_finite_is_drawn_so_that_it_shows() -> None:
+    """An id of the vocabulary and a log-probability that is no number, whatever the sampling."""
+    logits = torch.tensor([[0.0, math.nan, 1.0], [math.inf, 0.0, 0.0]])
+    for sampling in (FREE, GREEDY, Sampling(top_p=0.5), Sampling(top_k=2)):
+        ids, logps = draw(logits, sampling, [torch.Generator(), torch.Generator()])
+        assert all(0 <= token < 3 for token in ids.tolist())
+        assert not logps.isfinite().any()
+
+
 def test_draws_by_hand() -> None:
     """u in [0, .1) is token 0, [.1, .5) token 1, [.5, .55) token 2, [.55, .8) token 3, the rest token 4."""
     uniform = torch.tensor([0.0, 0.09, 0.11, 0.49, 0.51, 0.54, 0.56, 0.79, 0.81, 0.999], dtype=torch.float64)
