@@ -42,7 +42,7 @@ def work(name: str) -> float:
 def test_every_form_is_less_than_the_one_before() -> None:
     sizes = [work(name) for name in MADE["FORMS"]]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] > 10 * sizes[-1]
+    assert sizes[0] > 8 * sizes[-1]
 
 
 def test_the_work_of_the_full_form_by_hand() -> None:
