@@ -121,8 +121,8 @@ def direct(module: nn.Module) -> Callable[[Tensor], Tensor]:
 def suit_few_rows(model: nn.Module) -> None:
     """Lay the linear layers' weights out in memory by inputs rather than by outputs; shapes and values stay.
 
-    For a model that only samples. MKL multiplies a few dozen rows by weights that are not in its caches faster that way
-    (AMD EPYC without AVX-512, one thread, 6 to 32 rows, widths 256 and 1,024: .55 to .85 of the time).
+    For a model that only samples: MKL multiplies a few dozen rows faster that way by weights that are not in the CPU's
+    caches, and between two steps of decoding all other layers' weights have gone through those.
     """
     shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for module in model.modules():
