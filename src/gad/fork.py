@@ -23,15 +23,14 @@ STAGES = {
     "adversarial": (*WARMUP, "adversarial"),
     "independent": (*WARMUP, "evaluation.independent", "evaluation.decodings"),
 }
-"""What the result of each stage follows from, as keys of the run file."""
+"""What the result of each stage follows from, as keys of the run file; SeqKD's on its start too, see `_stages`."""
 REPLIES = {
     "base": TEXT,
     "teacher": TEXT,
-    "seqkd": STAGES["seqkd"],
     "warmup": WARMUP,
     "gad": (*STAGES["independent"], *STAGES["adversarial"], "evaluation.checkpoint"),
 }
-"""What replies of each arm follow from, beside how they are drawn."""
+"""What replies of each arm follow from, beside how they are drawn; SeqKD's as the stage."""
 DRAWN = ("evaluation.decodings", "evaluation.max_prompts")
 TEXTS = ("teacher.jsonl", "data.json", "sets", "collect.json", "teacher")
 """What was imported, or bought: with the ledger nothing is bought again."""
@@ -72,8 +71,10 @@ def fork(source: Path, config: RunConfig) -> Taken:
         )
     with atomic_directory(target) as folder:
         write_json(folder / CONFIG, config.model_dump(mode="json"))
-        stages = tuple(stage for stage, keys in STAGES.items() if _same(changes, keys) and _done(source, stage))
-        taken = [*texts, *_checkpoints(source, stages), *_replies(source, changes, stages)]
+        keys_of = _stages(config)
+        stages = tuple(stage for stage, keys in keys_of.items() if _same(changes, keys) and _done(source, stage))
+        replies = _replies(source, changes, stages, {**REPLIES, "seqkd": keys_of["seqkd"]})
+        taken = [*texts, *_checkpoints(source, stages), *replies]
         if stages:
             taken += [source / name for name in NOTED if (source / name).exists()]
         for path in taken:
@@ -81,6 +82,11 @@ def fork(source: Path, config: RunConfig) -> Taken:
         if stages:
             write_jsonl(folder / METRICS, (row for row in read_jsonl(source / METRICS) if row["stage"] in stages))
     return Taken(stages, tuple(taken), tuple(key for key in changes if key != "name"))
+
+
+def _stages(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """`STAGES`, with the warm-up's keys where SeqKD goes on from it."""
+    return {**STAGES, "seqkd": (*WARMUP, "seqkd")} if config.seqkd_follows_warmup else STAGES
 
 
 def _recorded(source: Path) -> Mapping[str, Any]:
@@ -111,9 +117,11 @@ def _of_stage(source: Path, stage: str) -> list[Path]:
     return [path for path in paths if path.name.removeprefix(f"{stage}-").isdigit()]
 
 
-def _replies(source: Path, changes: Sequence[str], stages: Sequence[str]) -> Iterator[Path]:
+def _replies(
+    source: Path, changes: Sequence[str], stages: Sequence[str], keys_of: Mapping[str, Sequence[str]]
+) -> Iterator[Path]:
     """Replies, likelihoods and scores that the new run would write again, letter by letter."""
-    for arm, keys in REPLIES.items():
+    for arm, keys in keys_of.items():
         if not _same(changes, (*keys, *DRAWN)):
             continue
         kinds = ("replies", "likelihoods", "scores") if "independent" in stages else ("replies", "likelihoods")

@@ -79,8 +79,7 @@ class Pipeline:
         self._check_visitors()
         stages = (
             self.collect,
-            self.seqkd,
-            self.warmup,
+            *((self.warmup, self.seqkd) if self.config.seqkd_follows_warmup else (self.seqkd, self.warmup)),
             self.adversarial,
             self.generate,
             self.evaluate,
@@ -103,7 +102,7 @@ class Pipeline:
         if settings is None or self._done("seqkd"):
             return
         steps = steps_for(settings.epochs, len(self._examples.train), settings.batch_size)
-        self._arms.take(BASE)
+        self._arms.take(settings.start_from)
         student = self._shop.student_trainer(settings.optimizer, steps)
         run = StageRun(
             "seqkd",

@@ -37,12 +37,12 @@ def derive(config: RunConfig) -> list[tuple[str, list[Line]]]:
     sizes = [(name, f"{size:,} prompts") for name, size in measured.items()]
     sizes.append(("near-duplicates across sets", str(len(sets.leaks))))
     train = measured.pop("train")
+    imitation = [*_seqkd(config, train), *_warmup(config, train)]
     return [
         model,
         ("data", sizes),
         *([] if asked is None or config.teacher is None else [("teacher", bill(config.teacher, asked, config.folder))]),
-        *_seqkd(config, train),
-        *_warmup(config, train),
+        *(imitation[::-1] if config.seqkd_follows_warmup else imitation),
         *_adversarial(config, train),
         ("evaluation", _evaluation(config, measured, train)),
         *_judging(config, sets),
@@ -114,9 +114,9 @@ def _seqkd(config: RunConfig, train: int) -> list[tuple[str, list[Line]]]:
     if settings is None:
         return []
     steps = steps_for(settings.epochs, train, settings.batch_size)
-    return [
-        ("seqkd", [_batch(settings.batch_size, train), ("steps", f"{steps:,}"), ("epochs", f"{settings.epochs:g}")])
-    ]
+    start = [("starts from", "the warm-up's student")] if settings.start_from == "warmup" else []
+    size = [_batch(settings.batch_size, train), ("steps", f"{steps:,}"), ("epochs", f"{settings.epochs:g}")]
+    return [("seqkd", [*start, *size])]
 
 
 def _warmup(config: RunConfig, train: int) -> list[tuple[str, list[Line]]]:

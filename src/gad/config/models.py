@@ -155,6 +155,9 @@ class PromptConfig(Section):
     """`chat`: the tokenizer's chat template. `alpaca`: the instruction / response wrapper of the paper."""
     template_arguments: dict[str, bool | int | str] = Field(default_factory=dict)
     """Passed to the chat template, e.g. `enable_thinking: false` for Qwen3."""
+    system: str | None = None
+    """A system prompt for conversations that have none; `""` keeps a chat template from adding its own. The student
+    learns to answer with it: serve it with the same one. The teacher's is `teacher.system_prompt`."""
     max_prompt_tokens: PositiveInt = 2048
     """A longer prompt is left out and counted. 2,048 is the paper's."""
     max_reply_tokens: PositiveInt = 1536

@@ -223,6 +223,11 @@ class RunConfig(Section):
         headline = made.pop() if self.adversarial is None else "gad"
         return (*made, *(model.name for model in self.evaluation.models if model.name != TEACHER), headline)
 
+    @property
+    def seqkd_follows_warmup(self) -> bool:
+        """Whether SeqKD goes on from the warm-up's student, and so comes after that stage."""
+        return self.seqkd is not None and self.seqkd.start_from == "warmup"
+
     def decodings_of(self, student: str) -> tuple[NamedDecoding, ...]:
         """How a student's replies are drawn; an endpoint's stand for the headline's decoding."""
         decodings = self.evaluation.decodings
@@ -259,6 +264,8 @@ class RunConfig(Section):
         return self
 
     def _warmup_mistakes(self) -> Iterator[str]:
+        if self.seqkd_follows_warmup and self.warmup is None:
+            yield "`seqkd.start_from`: warmup goes on from a warm-up, and there is none: write start_from: base"
         if self.warmup is not None and not self.warmup.phases:
             yield "`warmup.phases` is empty: write warmup: null to skip the warm-up"
         phases = () if self.warmup is None else self.warmup.phases

@@ -44,6 +44,8 @@ class SeqkdConfig(Section):
 
     epochs: PositiveFloat = 3.0
     """The paper's baseline gets 3."""
+    start_from: Literal["base", "warmup"] = "base"
+    """`warmup` goes on from the warm-up's student, after that stage: `epochs` then come on top of the warm-up's."""
     batch_size: PositiveInt = 256
     """Prompts a step; the paper's."""
     optimizer: Optimizer = Optimizer(learning_rate=5e-6)

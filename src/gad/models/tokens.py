@@ -16,7 +16,7 @@ from jinja2.exceptions import TemplateError
 
 from gad.config.models import PromptConfig
 from gad.errors import DataError, ModelError
-from gad.records import Prompt
+from gad.records import Message, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +55,7 @@ class Codec:
 
         Raises DataError where the chat template refuses the conversation (no system role, roles out of order).
         """
+        prompt = self._with_system(prompt)
         text = self._chat_text(prompt) if self._config.format == "chat" else alpaca_text(prompt)
         return tuple(self._tokenizer(text, add_special_tokens=self._config.format == "alpaca")["input_ids"])
 
@@ -91,14 +92,20 @@ class Codec:
         assert isinstance(text, str)
         return text
 
+    def _with_system(self, prompt: Prompt) -> Prompt:
+        if self._config.system is None or prompt.messages[0].role == "system":
+            return prompt
+        return Prompt(prompt.id, (Message("system", self._config.system), *prompt.messages))
+
     def _chat_text(self, prompt: Prompt) -> str:
         messages = [message.as_dict() for message in prompt.messages]
         try:
             return self._render(messages, add_generation_prompt=True)
         except TemplateError as error:
-            way_out = (
-                "put the system prompt into the user's turn" if messages[0]["role"] == "system" else "mend the turns"
-            )
+            way_out = "mend the turns"
+            if messages[0]["role"] == "system":
+                configured = self._config.system is not None
+                way_out = f"put the system prompt into the user's turn{' (prompt.system)' if configured else ''}"
             raise DataError(
                 f"prompt {prompt.id}: the chat template of {self._tokenizer.name_or_path} refuses it ({error}); "
                 f"{way_out}, or use `prompt.format: alpaca`"
@@ -147,4 +154,4 @@ def alpaca_text(prompt: Prompt) -> str:
     """The instruction / response wrapper: headings for each turn, a system prompt in front."""
     headings = {"system": "", "user": "### Instruction:\n", "assistant": "### Response:\n"}
     turns = [headings[message.role] + message.content.strip() for message in prompt.messages]
-    return "\n\n".join([*turns, headings["assistant"]])
+    return "\n\n".join([*filter(None, turns), headings["assistant"]])
