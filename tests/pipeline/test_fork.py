@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from gad.arms import Arms
+from gad.build import Workshop
 from gad.config.run import RunConfig
 from gad.errors import RunFolderError
 from gad.fork import fork
@@ -79,6 +82,32 @@ def test_a_discriminator_that_warmed_up_by_another_loss_is_left_behind(config: R
     assert fork(config.folder, changed(config, "other", runs_dir=tmp_path, adversarial=adversarial)).stages == (
         "seqkd",
     )
+
+
+def test_a_control_that_goes_on_from_the_warmup_follows_from_it(config: RunConfig, tmp_path: Path) -> None:
+    assert config.seqkd is not None
+    still = {"epochs": 0.1, "batch_size": 4, "optimizer": {"learning_rate": 1e-12}, "start_from": "warmup"}
+    source = changed(config, "goes-on", runs_dir=tmp_path, seqkd=still, evaluation={"max_prompts": 4})
+    runs.run(source)
+    base, warm, control = (of_stage(source, stage) for stage in ("base", "warmup", "seqkd"))
+    assert all(torch.allclose(control[name], warm[name], rtol=0, atol=1e-9) for name in warm)
+    assert not all(torch.allclose(base[name], warm[name], rtol=0, atol=1e-9) for name in warm)
+
+    lower = changed(source, "lower", discriminator={"kind": "shared", "layer": 1})
+    assert fork(source.folder, lower).stages == ()
+    assert not (lower.folder / "replies" / "seqkd").exists()
+    longer = changed(source, "longer", seqkd={**still, "epochs": 0.5})
+    assert fork(source.folder, longer).stages == ("warmup", "adversarial", "independent")
+    assert runs.metrics(runs.run(longer)) != runs.metrics(source.folder)
+
+
+def of_stage(config: RunConfig, stage: str) -> dict[str, torch.Tensor]:
+    """The student's weights that an arm has."""
+    shop = Workshop(config)
+    arms = Arms(config, shop)
+    shop.compute_in("float32")
+    arms.take(stage)
+    return {name: tensor.clone() for name, tensor in shop.student.state().items()}
 
 
 def test_replies_of_the_student_are_kept_where_only_the_figures_change(config: RunConfig, tmp_path: Path) -> None:

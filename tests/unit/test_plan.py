@@ -64,6 +64,15 @@ def test_epochs_become_steps_and_a_batch_larger_than_the_data_is_said(tmp_path: 
     assert plan["adversarial"]["steps"] == "3 (3.00 epochs)"
 
 
+def test_a_control_that_goes_on_from_the_warmup_comes_after_it(tmp_path: Path) -> None:
+    base = runs.run_config(tmp_path, "no/model")
+    assert base.seqkd is not None
+    assert list(lines(base))[2:4] == ["seqkd", "warmup"]
+    plan = lines(runs.run_config(tmp_path, "no/model", seqkd={**base.seqkd.model_dump(), "start_from": "warmup"}))
+    assert list(plan)[2:4] == ["warmup", "seqkd"]
+    assert plan["seqkd"]["starts from"] == "the warm-up's student"
+
+
 def test_stages_that_are_left_out_are_not_planned(tmp_path: Path) -> None:
     plan = lines(runs.run_config(tmp_path, "no/model", seqkd=None, warmup=None, adversarial=None))
     assert set(plan) == {"student", "data", "evaluation"}

@@ -104,8 +104,8 @@ class Codec:
         except TemplateError as error:
             way_out = "mend the turns"
             if messages[0]["role"] == "system":
-                configured = self._config.system is not None
-                way_out = f"put the system prompt into the user's turn{' (prompt.system)' if configured else ''}"
+                way_out = "put the system prompt into the user's turn"
+                way_out += "" if self._config.system is None else ", or leave prompt.system out"
             raise DataError(
                 f"prompt {prompt.id}: the chat template of {self._tokenizer.name_or_path} refuses it ({error}); "
                 f"{way_out}, or use `prompt.format: alpaca`"

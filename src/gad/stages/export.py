@@ -24,7 +24,7 @@ tags: [distillation, gad]
 {model}, distilled from {teacher} by Generative Adversarial Distillation (arXiv 2511.10643) with `gad`.
 
 - trained on {prompts} prompts with the teacher's replies; checkpoint `{checkpoint}` ({reason})
-{bought}- prompts are wrapped as `{format}`; replies were cut at {max_reply_tokens} tokens in training
+{bought}- prompts are wrapped as `{format}`{system}; replies were cut at {max_reply_tokens} tokens in training
 
 {figures}
 Terms: training on a provider's output may be restricted by that provider's terms of use; check them before you
@@ -57,10 +57,18 @@ def card(config: RunConfig, folder: Path) -> str:
         checkpoint=choice.get("chosen", "the last one"),
         reason=choice.get("reason", "not chosen"),
         format=config.prompt.format,
+        system=_system(config.prompt.system),
         max_reply_tokens=config.prompt.max_reply_tokens,
         bought=_bought(_read(folder / "collect.json")),
         figures=_figures(summary),
     )
+
+
+def _system(text: str | None) -> str:
+    """What a conversation begins with where the run file says so: the student is to be served with it."""
+    if text is None:
+        return ""
+    return f", with the system prompt {json.dumps(text, ensure_ascii=False)} where a conversation has none"
 
 
 def _bought(collected: dict[str, Any]) -> str:

@@ -204,6 +204,10 @@ MISTAKES = {
         "warmup: null\nadversarial:\n  on_policy_discriminator: false",
         "run.yaml:8: `adversarial.on_policy_discriminator`: false freezes a discriminator that no phase",
     ),
+    "control that goes on from nothing": (
+        "warmup: null\nseqkd: {start_from: warmup}",
+        "run.yaml:7: `seqkd.start_from`: warmup goes on from a warm-up, and there is none: write start_from: base",
+    ),
     "template of no use": (
         "prompt: {format: alpaca, template_arguments: {a: 1}}",
         "run.yaml:6: `prompt.template_arguments` are for chat templates",

@@ -58,6 +58,28 @@ def test_template_arguments_reach_the_template() -> None:
     assert read(made.prompt_ids(Prompt("p", (USER,)))) == "Hi calm<|end|>"
 
 
+def test_a_system_prompt_of_the_run_is_for_conversations_without_one() -> None:
+    made = codec(tiny.tokenizer(), system="Be brief")
+    assert read(made.prompt_ids(Prompt("p", (USER,)))).startswith("<|start|>system\nBe brief<|end|>\n<|start|>user")
+    assert made.prompt_ids(Prompt("p", (SYSTEM, USER))) == tiny.codec().prompt_ids(Prompt("p", (SYSTEM, USER)))
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('none here') }}{% endif %}<|end|>"
+    with pytest.raises(DataError, match=r"put the system prompt into the user's turn, or leave prompt\.system out"):
+        codec(fresh(refusing), system="Be brief").prompt_ids(Prompt("p", (USER,)))
+
+
+def test_an_empty_system_prompt_keeps_a_template_from_its_own() -> None:
+    template = (
+        "{% if messages[0]['role'] != 'system' %}I am a model. {% endif %}"
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}<|end|>"
+    )
+    assert read(codec(fresh(template)).prompt_ids(Prompt("p", (USER,)))) == "I am a model. Hi <|end|>"
+    assert read(codec(fresh(template), system="").prompt_ids(Prompt("p", (USER,)))) == "Hi <|end|>"
+    alpaca = Prompt("p", (USER,))
+    assert codec(fresh(None), format="alpaca", system="").prompt_ids(alpaca) == (
+        codec(fresh(None), format="alpaca").prompt_ids(alpaca)
+    )
+
+
 def test_alpaca_by_hand() -> None:
     prompt = Prompt("p", (SYSTEM, USER, ASSISTANT, USER))
     text = "Be kind\n\n### Instruction:\nHi\n\n### Response:\nYo\n\n### Instruction:\nHi\n\n### Response:\n"
