@@ -13,22 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from claims.evidence import ROOT, interval, provenance
+from claims import arms
+from claims.arms import SETS, Row, evaluated, forked, rows_of, run_seeds
+from claims.evidence import ROOT, provenance
 from claims.quickstart_picture import draw
 from gad.config.loading import load
-from gad.config.run import RunConfig
-from gad.folder import opened
-from gad.fork import fork
-from gad.pipeline import Pipeline
-from gad.progress import Lines
-from gad.signals import StopRequest
 from gad.storage import write_json, write_text
 
 RECIPE = Path("recipes/quickstart.yaml")
@@ -36,7 +30,7 @@ WRITTEN = Path("claims/results/quickstart.json")
 PICTURE = Path("docs/images/quickstart.svg")
 PAGE = Path("docs/quickstart-results.md")
 MARKS = ("<!-- figures -->\n", "<!-- end of figures -->\n")
-RESTS_ON = ("claims/quickstart.py", str(RECIPE), "recipes/quickstart", "src/gad")
+RESTS_ON = ("claims/quickstart.py", "claims/arms.py", str(RECIPE), "recipes/quickstart", "src/gad")
 FIRST_SEED = 100
 """The recipe was chosen on seed 0; the seeds here decided nothing."""
 ARMS = {
@@ -46,121 +40,45 @@ ARMS = {
     "gad": "GAD",
     "gad_cross_entropy": "GAD + 0.5 x cross-entropy",
 }
-SETS = {"held_out": "held out", "out_of_distribution": "out of distribution"}
-FIGURES = {
-    "preference": "preferred to the teacher",
-    "c2st_auc": "C2ST",
-    "style": "style kept",
-    "length_ratio": "length ratio",
-    "finished": "finished",
-    "teacher_nll": "teacher NLL",
-}
-SHARES = ("preference", "c2st_auc", "style", "finished")
 PAIRED = ("base", "seqkd", "seqkd_equal_time", "gad_cross_entropy")
-
-Row = dict[str, Any]
 
 
 def run_seed(seed: int, work: Path, overrides: Sequence[str]) -> None:
     """All arms of one seed, then `<work>/seed<seed>.json` with their figures."""
     common = (f"seed={seed}", f"runs_dir={work}", "compute.threads=1", *overrides)
-    main = _evaluated(load(ROOT / RECIPE, [*common, f"name=seed{seed}"]))
+    main = evaluated(load(ROOT / RECIPE, [*common, f"name=seed{seed}"]))
     seconds = main["seconds"]
     ratio = (seconds["warmup"] + seconds["adversarial"]) / seconds["seqkd"]
     epochs = math.ceil(ratio * load(ROOT / RECIPE, common).seqkd.epochs)  # type: ignore[union-attr]
     source = work / f"seed{seed}"
-    longer = _forked(source, load(ROOT / RECIPE, [*common, f"name=seed{seed}-equal-time", f"seqkd.epochs={epochs}"]))
+    longer = forked(source, load(ROOT / RECIPE, [*common, f"name=seed{seed}-equal-time", f"seqkd.epochs={epochs}"]))
     changes = ("seqkd=null", "adversarial.cross_entropy_weight=0.5")
-    mixed = _forked(source, load(ROOT / RECIPE, [*common, f"name=seed{seed}-cross-entropy", *changes]))
+    mixed = forked(source, load(ROOT / RECIPE, [*common, f"name=seed{seed}-cross-entropy", *changes]))
     rows = [
-        *_rows(main, seed, {"base": "base", "seqkd": "seqkd", "gad": "gad"}),
-        *_rows(longer, seed, {"seqkd": "seqkd_equal_time"}),
-        *_rows(mixed, seed, {"gad": "gad_cross_entropy"}),
+        *rows_of(main, seed, {"base": "base", "seqkd": "seqkd", "gad": "gad"}),
+        *rows_of(longer, seed, {"seqkd": "seqkd_equal_time"}),
+        *rows_of(mixed, seed, {"gad": "gad_cross_entropy"}),
     ]
     times = {"seqkd_epochs_at_equal_time": epochs, "seconds": seconds, "seconds_equal_time": longer["seconds"]["seqkd"]}
     write_json(work / f"seed{seed}.json", {"seed": seed, **times, "rows": rows})
 
 
-def _forked(source: Path, config: RunConfig) -> Row:
-    if not config.folder.exists():
-        fork(source, config)
-    return _evaluated(config)
-
-
-def _evaluated(config: RunConfig) -> Row:
-    """The summary of a run that has been trained and measured."""
-    stop = StopRequest()
-    with opened(config) as folder, stop.listening():
-        pipeline = Pipeline(config, Lines(), stop)
-        for stage in (pipeline.collect, pipeline.seqkd, pipeline.warmup, pipeline.adversarial, pipeline.evaluate):
-            stage()
-    summary: Row = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return summary
-
-
-def _rows(summary: Row, seed: int, names: Mapping[str, str]) -> Iterator[Row]:
-    for row in summary["figures"]:
-        if row["student"] in names and row["name"] in FIGURES:
-            yield {
-                "seed": seed,
-                "arm": names[row["student"]],
-                **{key: row[key] for key in ("set", "decoding", "name", "value", "low", "high", "n")},
-            }
-
-
 def summarized(rows: Sequence[Row], decoding: str) -> dict[str, Any]:
-    """`<arm>.<set>.<figure>` and `paired.gad_minus_<arm>.<set>.<figure>`, each {mean, low, high, seeds}."""
-    values: dict[tuple[str, str, str], dict[int, float]] = {}
-    for row in rows:
-        if row["decoding"] == decoding:
-            values.setdefault((row["arm"], row["set"], row["name"]), {})[row["seed"]] = row["value"]
-    found: dict[str, Any] = {}
-    for (arm, set_name, name), by_seed in sorted(values.items()):
-        ends = {"least": 0.0, "most": 1.0} if name in SHARES else {}
-        place = found.setdefault(arm, {}).setdefault(set_name, {})
-        place[name] = interval([by_seed[seed] for seed in sorted(by_seed)], **ends)
-    paired: dict[str, Any] = {}
-    for (arm, set_name, name), theirs in sorted(values.items()):
-        ours = values.get(("gad", set_name, name))
-        if arm in PAIRED and ours is not None:
-            place = paired.setdefault(f"gad_minus_{arm}", {}).setdefault(set_name, {})
-            place[name] = interval([ours[seed] - theirs[seed] for seed in sorted(theirs)])
-    return {**found, "paired": paired}
+    """See `claims.arms`."""
+    return arms.summarized(rows, decoding, PAIRED)
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Markdown: a table for each set and way of decoding, then GAD less each control."""
-    parts = []
-    for decoding, figures in (("temperature 1", results), ("greedy", results["greedy"])):
-        for set_name, says in SETS.items():
-            names = [name for name in FIGURES if name in figures["gad"][set_name]]
-            parts += [f"**{says.capitalize()}, {decoding}**\n", _head(["arm", *(FIGURES[name] for name in names)])]
-            for arm, title in ARMS.items():
-                cells = [_cell(figures[arm][set_name][name]) for name in names]
-                parts.append(f"| {title} | {' | '.join(cells)} |")
-            for arm in PAIRED:
-                of_arm = figures["paired"][f"gad_minus_{arm}"][set_name]
-                parts.append(f"| *GAD less {ARMS[arm]}* | {' | '.join(_cell(of_arm[name], '+') for name in names)} |")
-            parts.append("")
-    return "\n".join(parts)
+    """See `claims.arms`."""
+    return arms.table({"temperature 1": results, "greedy": results["greedy"]}, ARMS, PAIRED)
 
 
-def _head(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}"
-
-
-def _cell(figure: Mapping[str, Any], sign: str = "") -> str:
-    mean = f"{figure['mean']:{sign}.2f}"
-    return mean if figure["low"] is None else f"{mean} ({figure['low']:{sign}.2f} to {figure['high']:{sign}.2f})"
-
-
-def write_results(seeds: Sequence[int], work: Path, out: Path, command: str) -> None:
-    """Gather the seeds' files into the results, the picture and the page."""
-    found = [json.loads((work / f"seed{seed}.json").read_text(encoding="utf-8")) for seed in seeds]
+def write_results(found: Sequence[Row], out: Path, command: str) -> None:
+    """Gather what the seeds found into the results, the picture and the page."""
     rows = [row for each in found for row in each["rows"]]
     results = {
         **provenance(RESTS_ON, command),
-        "settings": {"recipe": str(RECIPE), "arms": ARMS, "seeds": list(seeds)},
+        "settings": {"recipe": str(RECIPE), "arms": ARMS, "seeds": [each["seed"] for each in found]},
         "times": [{key: value for key, value in each.items() if key != "rows"} for each in found],
         "rows": rows,
     }
@@ -177,8 +95,7 @@ def write_figures(results: Mapping[str, Any], out: Path) -> None:
     print(f"{table(results)}\nWritten: {out}")
     if out == ROOT / WRITTEN:
         write_text(ROOT / PICTURE, draw(rows, ARMS, SETS))
-        before, _, rest = (ROOT / PAGE).read_text(encoding="utf-8").partition(MARKS[0])
-        write_text(ROOT / PAGE, f"{before}{MARKS[0]}{table(results)}{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+        arms.write_between(ROOT / PAGE, MARKS, table(results))
 
 
 def main() -> None:
@@ -199,18 +116,8 @@ def main() -> None:
         run_seed(asked.seed, asked.work.resolve(), asked.overrides)
         return
     seeds = range(asked.first, asked.first + asked.seeds)
-    asked.work.mkdir(parents=True, exist_ok=True)
-
-    def child(seed: int) -> int:
-        command = [sys.executable, "-m", "claims.quickstart", f"--seed={seed}", f"--work={asked.work.resolve()}"]
-        with (asked.work / f"seed{seed}.log").open("a", encoding="utf-8") as log:
-            return subprocess.run([*command, *asked.overrides], cwd=ROOT, stdout=log, stderr=log).returncode
-
-    with ThreadPoolExecutor(asked.jobs) as pool:
-        failed = [seed for seed, code in zip(seeds, pool.map(child, seeds), strict=True) if code]
-    if failed:
-        sys.exit(f"seeds {failed} failed; what they say is in {asked.work}/seed<N>.log")
-    write_results(seeds, asked.work, asked.out, " ".join(["python -m claims.quickstart", *sys.argv[1:]]))
+    found = run_seeds("claims.quickstart", seeds, asked.work, asked.jobs, asked.overrides)
+    write_results(found, asked.out, " ".join(["python -m claims.quickstart", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

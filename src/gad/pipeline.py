@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -77,10 +78,9 @@ class Pipeline:
     def run(self) -> None:
         """Every stage in turn."""
         self._check_visitors()
-        stages = (
+        stages: tuple[Callable[[], object], ...] = (
             self.collect,
-            *((self.warmup, self.seqkd) if self.config.seqkd_follows_warmup else (self.seqkd, self.warmup)),
-            self.adversarial,
+            *self.training,
             self.generate,
             self.evaluate,
             self.judge,
@@ -90,6 +90,12 @@ class Pipeline:
         for stage in stages:
             stage()
         self._say_headline()
+
+    @property
+    def training(self) -> tuple[Callable[[], None], ...]:
+        """The stages that train, in their order."""
+        first = (self.warmup, self.seqkd) if self.config.seqkd_follows_warmup else (self.seqkd, self.warmup)
+        return (*first, self.adversarial)
 
     def collect(self) -> None:
         """Texts into the run folder: recorded ones, or bought from the teacher."""
