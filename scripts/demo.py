@@ -40,9 +40,10 @@ FORMS = {
     ),
     "brief": (
         'prompt.system=""',
+        "prompt.max_reply_tokens=52",
         "seqkd.start_from=warmup",
         "seqkd.epochs=0.16",
-        "warmup.phases.0.epochs=0.54",
+        "warmup.phases.0.epochs=0.5",
         "warmup.phases.1.epochs=0.1",
         "adversarial.steps=6",
         "adversarial.batch_size=8",
