@@ -8,6 +8,7 @@ was begun is taken up in the form it was begun in. Another run file is run as it
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -18,8 +19,22 @@ from gad.config.loading import load
 from gad.config.run import RunConfig
 
 QUICKSTART = "recipes/quickstart.yaml"
-MINUTES = 7.5
+MINUTES = 8.0
 """For the run alone: ten, less the installation and what a busy machine takes."""
+SHORT = (
+    'prompt.system=""',
+    "prompt.max_reply_tokens=52",
+    "seqkd.start_from=warmup",
+    "seqkd.epochs=0.16",
+    "warmup.phases.0.epochs=0.5",
+    "warmup.phases.1.epochs=0.1",
+    "adversarial.batch_size=8",
+    "adversarial.student.learning_rate=1.2e-3",
+    "adversarial.kl.weight=0",
+    "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
+)
+"""For slow machines: no system prompt of the template's own, replies cut behind the teacher's longest (49 tokens), one
+warm-up for GAD and its control, and few steps, each of many replies, because sampling few takes as long."""
 FORMS = {
     "full": (),
     "shorter": ("adversarial.steps=16", "evaluation.max_prompts=48", "evaluation.independent.epochs=0.75"),
@@ -39,28 +54,29 @@ FORMS = {
         "evaluation.independent.epochs=0.25",
     ),
     "brief": (
-        'prompt.system=""',
-        "prompt.max_reply_tokens=52",
-        "seqkd.start_from=warmup",
-        "seqkd.epochs=0.16",
-        "warmup.phases.0.epochs=0.5",
-        "warmup.phases.1.epochs=0.1",
+        *SHORT,
         "adversarial.steps=6",
-        "adversarial.batch_size=8",
-        "adversarial.student.learning_rate=1.2e-3",
-        "adversarial.kl.weight=0",
         "evaluation.max_prompts=20",
-        "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
         "evaluation.independent.epochs=0.16",
+    ),
+    "least": (
+        *SHORT,
+        "adversarial.steps=4",
+        "evaluation.max_prompts=16",
+        "evaluation.independent.epochs=0.1",
     ),
 }
 """From the longest to the shortest: what each changes in the run file."""
 
 ROWS = 16
-SAMPLED, CRITIC_ROW, STUDENT_ROW, INDEPENDENT_ROW, SCORED, REST = 0.055, 0.023, 0.08, 0.033, 0.02, 17.0
-"""What else there is, in steps of imitation of 16 rows: a reply sampled, a row of the discriminator's update, of the
-student's (with the reference), of the independent discriminator's; a reply scored; and all the rest. From the times of
-a full run on two cores with bfloat16 instructions."""
+PROMPTS, SETS, ARMS = 300, 2, 3
+BATCH, SAMPLED, SIDE_BY_SIDE = 0.8, 0.033, 64
+CRITIC_ROW, STUDENT_ROW, REFERENCE_ROW, INDEPENDENT_ROW, SCORED, LIKELIHOOD = 0.016, 0.045, 0.02, 0.033, 0.0165, 0.038
+SHORT_ROW, REST = 0.8, 7.0
+"""What else there is, in steps of imitation of 16 rows: a batch of replies of 64 tokens, and each of them; a row of the
+discriminator's update, of the student's, of the reference's part in it, of the independent discriminator's update; a
+reply scored, a likelihood; a row without a system prompt, of one with it; all the rest. From the times of a run on two
+cores without bfloat16 instructions; the full run on two cores with them agrees to a tenth."""
 
 
 def main(run_file: str, overrides: list[str]) -> None:
@@ -79,7 +95,7 @@ def _form(run_file: str, overrides: list[str]) -> tuple[str, ...]:
         return next((FORMS[name] for name, each in configs.items() if each.model_dump(mode="json") == before), ())
     seconds = _step_seconds(configs["full"])
     minutes = {name: steps_of_work(config) * seconds / 60 for name, config in configs.items()}
-    chosen = next((name for name in FORMS if minutes[name] <= MINUTES), "brief")
+    chosen = next((name for name in FORMS if minutes[name] <= MINUTES), "least")
     _say(f"a step of imitation takes {seconds:.1f} s here; the full quickstart takes about {minutes['full']:.0f} min")
     if chosen != "full":
         _say(f"so this is its {chosen} form, about {minutes[chosen]:.0f} min: {' '.join(FORMS[chosen])}")
@@ -92,26 +108,30 @@ def steps_of_work(config: RunConfig) -> float:
     assert config.seqkd is not None
     assert config.warmup is not None
     assert config.adversarial is not None
-    prompts, evaluated = 300, 2 * min(60, config.evaluation.max_prompts or 60)
-    game, warmup = config.adversarial, config.warmup
-    imitated = config.seqkd.epochs + float(warmup.phases[0].epochs or 0)
-    taught = float(warmup.phases[1].epochs or 0) * prompts
-    played = float(game.steps or 0) * game.batch_size
-    learnt = config.evaluation.independent.epochs * prompts
-    replies = evaluated * 3 * len(config.evaluation.decodings)
-    own, group = warmup.replies_per_prompt, game.replies_per_prompt
-    return (
-        imitated * prompts / ROWS
-        + taught * (own * SAMPLED + (own + 1) * CRITIC_ROW)
-        + played * (group * (SAMPLED + STUDENT_ROW) + (group + 1) * CRITIC_ROW)
-        + learnt * (2 * SAMPLED + 3 * INDEPENDENT_ROW)
-        + replies * (SAMPLED + SCORED)
-        + REST * evaluated / 120
-    )
+    game, warmup, judge = config.adversarial, config.warmup, config.evaluation.independent
+    row = SHORT_ROW if config.prompt.system == "" else 1.0
+    imitated = (config.seqkd.epochs + float(warmup.phases[0].epochs or 0)) * PROMPTS / ROWS * row
+    taught = ROWS * warmup.replies_per_prompt
+    lesson = _sampled(config, taught) + (taught + ROWS) * CRITIC_ROW
+    lessons = math.ceil(float(warmup.phases[1].epochs or 0) * PROMPTS / ROWS)
+    replies = game.batch_size * game.replies_per_prompt
+    trained = STUDENT_ROW + (REFERENCE_ROW if game.kl.weight else 0.0)
+    step = _sampled(config, replies) + replies * trained + (replies + game.batch_size) * CRITIC_ROW
+    judged = judge.epochs * PROMPTS
+    judging = 2 * _sampled(config, judged) + 3 * judged * INDEPENDENT_ROW
+    shown = min(60, config.evaluation.max_prompts or 60)
+    drawn = _sampled(config, shown) + 2 * shown * SCORED
+    measured = SETS * ARMS * (len(config.evaluation.decodings) * drawn + shown * LIKELIHOOD)
+    return imitated + lessons * lesson + float(game.steps or 0) * step + judging + measured + REST
+
+
+def _sampled(config: RunConfig, replies: float) -> float:
+    batches = math.ceil(replies / SIDE_BY_SIDE)
+    return config.prompt.max_reply_tokens / 64 * (batches * BATCH + replies * SAMPLED)
 
 
 def _step_seconds(config: RunConfig) -> float:
-    """The better of two steps after a first one."""
+    """The better of two half steps after a first one, twice."""
     let_threads_sleep()
     _say("timing this machine ...")
     from gad.build import Workshop
@@ -120,7 +140,7 @@ def _step_seconds(config: RunConfig) -> float:
 
     assert config.seqkd is not None
     trainer = Workshop(config).student_trainer(config.seqkd.optimizer, 3)
-    rows = list(read_jsonl(Path("recipes/quickstart/train.jsonl")))[:ROWS]
+    rows = list(read_jsonl(Path("recipes/quickstart/train.jsonl")))[: ROWS // 2]
     replies = [TeacherReply(row["completion"]) for row in rows]
     examples = [
         (Example(Prompt.from_text(row["id"], row["prompt"]), (reply,)), reply)
@@ -131,7 +151,7 @@ def _step_seconds(config: RunConfig) -> float:
         started = time.perf_counter()
         trainer.imitate(examples)
         times.append(time.perf_counter() - started)
-    return min(times[1:])
+    return 2 * min(times[1:])
 
 
 def _say(text: str) -> None:

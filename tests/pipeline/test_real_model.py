@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import runpy
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from gad.config.loading import load
 from gad.config.training import Optimizer
 from gad.presets import recipes_folder
 from gad.records import Example, Prompt, Rollout, RolloutGroup, TeacherReply
+from gad.storage import read_jsonl
 from support import runs
 
 pytestmark = [
@@ -40,6 +42,16 @@ def test_equal_texts_score_alike_where_pad_is_end_of_text(tmp_path: Path) -> Non
     alone = RolloutGroup(group.example, group.teacher, (same, same))
     _, metrics = trainer.update([alone])
     assert metrics["discriminator/loss"] == pytest.approx(math.log(2), abs=1e-7)
+
+
+def test_the_demos_short_forms_cut_no_reply_of_the_teacher(tmp_path: Path) -> None:
+    forms = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "demo.py"))["FORMS"]
+    config = load(RECIPE, [*forms["least"], f"runs_dir={tmp_path}"])
+    codec = Workshop(config).codec
+    rows = [row for path in sorted((recipes_folder() / "quickstart").glob("*.jsonl")) for row in read_jsonl(path)]
+    assert len(rows) == 420
+    assert all(codec.reply_ids(row["completion"], finished=True).finished for row in rows)
+    assert not all(len(codec.reply_ids(row["completion"], finished=True).token_ids) < 48 for row in rows)
 
 
 def test_a_short_quickstart_ends_with_a_report(tmp_path: Path) -> None:
