@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from claims import layers, quickstart  # noqa: E402
+from claims import arms, brief, layers, quickstart  # noqa: E402
 from claims.quickstart_picture import draw  # noqa: E402
 
 from gad.config.run import RunConfig  # noqa: E402
@@ -99,6 +99,32 @@ def test_the_page_shows_what_is_committed() -> None:
     assert all(results[arm] == again[arm] for arm in (*quickstart.ARMS, "paired"))
     assert draw(results["rows"], quickstart.ARMS, quickstart.SETS) == (ROOT / quickstart.PICTURE).read_text("utf-8")
     assert all(results[arm][name]["preference"]["seeds"] >= 3 for arm in quickstart.ARMS for name in quickstart.SETS)
+
+
+@pytest.mark.slow
+def test_a_seed_of_the_brief_form_gives_every_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = runs.run_config(tmp_path, tiny.save(tmp_path / "model"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(config.model_dump(mode="json", exclude={"name"}) | {"name": "x"}), encoding="utf-8")
+    monkeypatch.setattr(brief, "RECIPE", recipe)
+    monkeypatch.setattr(brief, "FORM", ("seqkd.start_from=warmup",))
+    brief.run_seed(7, tmp_path / "work", ())
+    found = json.loads((tmp_path / "work" / "seed7.json").read_text(encoding="utf-8"))
+    brief.write_results([found], tmp_path / "out.json", "x")
+    results = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert all("preference" in results[arm][name] for arm in brief.ARMS for name in ("held_out", "out_of_distribution"))
+    assert results["gad"]["held_out"] != results["gad_one_step_off"]["held_out"]
+    checkpoints = tmp_path / "work" / "seed7-one-step-off" / "checkpoints"
+    assert {path.name.partition("-")[0] for path in checkpoints.iterdir()} >= {"seqkd", "warmup", "adversarial"}
+
+
+def test_the_page_shows_the_brief_form_that_is_committed() -> None:
+    results = json.loads((ROOT / brief.WRITTEN).read_text(encoding="utf-8"))
+    assert brief.table(results) in (ROOT / brief.PAGE).read_text(encoding="utf-8")
+    assert set(results["settings"]["form"]) == set(brief.FORM)
+    again = arms.summarized(results["rows"], "t1", brief.AGAINST)
+    assert all(results[arm] == again[arm] for arm in (*brief.ARMS, "paired"))
 
 
 def judged(layer: int, cost: float, right: list[list[float]]) -> dict[str, Any]:
