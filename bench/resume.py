@@ -87,6 +87,7 @@ def write_run(folder: Path, mode: Mode) -> Path:
     folder.mkdir()
     model = tiny.save(folder / "model")
     values = runs.run_config(folder, model).model_dump(mode="json")
+    values["evaluation"]["decodings"] = runs.BOTH
     for section, changes in mode.changes.items():
         values[section] = {**({} if "kind" in changes else values[section]), **changes}
     if values["discriminator"]["kind"] == "own":
