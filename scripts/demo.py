@@ -23,18 +23,25 @@ MINUTES = 8.0
 """For the run alone: ten, less the installation and what a busy machine takes."""
 SHORT = (
     'prompt.system=""',
-    "prompt.max_reply_tokens=52",
+    "prompt.max_reply_tokens=56",
     "seqkd.start_from=warmup",
+    "seqkd.batch_size=8",
     "seqkd.epochs=0.16",
+    "warmup.batch_size=8",
     "warmup.phases.0.epochs=0.5",
-    "warmup.phases.1.epochs=0.1",
+    "warmup.phases.1.epochs=0.08",
+    "warmup.replies_per_prompt=4",
     "adversarial.batch_size=8",
+    "adversarial.student.warmup_steps=2",
     "adversarial.student.learning_rate=1.2e-3",
     "adversarial.kl.weight=0",
+    "adversarial.cross_entropy_weight=0.5",
+    "evaluation.independent.batch_size=8",
     "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
 )
 """For slow machines: no system prompt of the template's own, replies cut behind the teacher's longest (49 tokens), one
-warm-up for GAD and its control, and few steps, each of many replies, because sampling few takes as long."""
+warm-up for GAD and its control, small batches of imitation, and few steps of the game, each of many replies, because
+sampling few takes as long."""
 FORMS = {
     "full": (),
     "shorter": ("adversarial.steps=16", "evaluation.max_prompts=48", "evaluation.independent.epochs=0.75"),
@@ -57,7 +64,7 @@ FORMS = {
         *SHORT,
         "adversarial.steps=6",
         "evaluation.max_prompts=20",
-        "evaluation.independent.epochs=0.16",
+        "evaluation.independent.epochs=0.12",
     ),
     "least": (
         *SHORT,
@@ -111,12 +118,13 @@ def steps_of_work(config: RunConfig) -> float:
     game, warmup, judge = config.adversarial, config.warmup, config.evaluation.independent
     row = SHORT_ROW if config.prompt.system == "" else 1.0
     imitated = (config.seqkd.epochs + float(warmup.phases[0].epochs or 0)) * PROMPTS / ROWS * row
-    taught = ROWS * warmup.replies_per_prompt
-    lesson = _sampled(config, taught) + (taught + ROWS) * CRITIC_ROW
-    lessons = math.ceil(float(warmup.phases[1].epochs or 0) * PROMPTS / ROWS)
+    taught = warmup.batch_size * warmup.replies_per_prompt
+    lesson = _sampled(config, taught) + (taught + warmup.batch_size) * CRITIC_ROW
+    lessons = math.ceil(float(warmup.phases[1].epochs or 0) * PROMPTS / warmup.batch_size)
     replies = game.batch_size * game.replies_per_prompt
     trained = STUDENT_ROW + (REFERENCE_ROW if game.kl.weight else 0.0)
     step = _sampled(config, replies) + replies * trained + (replies + game.batch_size) * CRITIC_ROW
+    step += game.batch_size / ROWS * row if game.cross_entropy_weight else 0.0
     judged = judge.epochs * PROMPTS
     judging = 2 * _sampled(config, judged) + 3 * judged * INDEPENDENT_ROW
     shown = min(60, config.evaluation.max_prompts or 60)

@@ -55,12 +55,14 @@ def test_the_work_of_the_full_form_by_hand() -> None:
 
 
 def test_the_work_of_a_short_form_by_hand() -> None:
-    """Rows without a system prompt, replies of 52 tokens at most, no reference policy, one decoding."""
-    lesson = 52 / 64 * (0.8 + 32 * 0.033) + 48 * 0.016
-    step = 52 / 64 * (0.8 + 32 * 0.033) + 32 * 0.045 + 40 * 0.016
-    judging = 2 * 52 / 64 * (0.8 + 48 * 0.033) + 144 * 0.033
-    measured = 6 * (52 / 64 * (0.8 + 20 * 0.033) + 40 * 0.0165 + 20 * 0.038)
-    assert work("brief") == pytest.approx(0.8 * 0.66 * 18.75 + 2 * lesson + 6 * step + judging + measured + 7)
+    """Rows without a system prompt, replies of 56 tokens at most, no reference policy, one decoding."""
+    lesson = 56 / 64 * (0.8 + 32 * 0.033) + 40 * 0.016
+    step = 56 / 64 * (0.8 + 32 * 0.033) + 32 * 0.045 + 40 * 0.016
+    mixed = 8 / 16 * 0.8
+    judging = 2 * 56 / 64 * (0.8 + 36 * 0.033) + 108 * 0.033
+    measured = 6 * (56 / 64 * (0.8 + 20 * 0.033) + 40 * 0.0165 + 20 * 0.038)
+    imitated = 0.8 * 0.66 * 18.75
+    assert work("brief") == pytest.approx(imitated + 3 * lesson + 6 * (step + mixed) + judging + measured + 7)
 
 
 @pytest.mark.parametrize(("share", "form"), [(0.99, "full"), (1.01, "shorter"), (20.0, "least")])
