@@ -30,13 +30,13 @@ WRITTEN = Path("claims/results/brief.json")
 PAGE = Path("docs/quickstart-results.md")
 MARKS = ("<!-- figures of the brief form -->\n", "<!-- end of figures of the brief form -->\n")
 RESTS_ON = ("claims/brief.py", "claims/arms.py", DEMO, str(RECIPE), "recipes/quickstart", "src/gad")
-FIRST_SEED = 200
-"""The form was chosen on seed 0; the seeds here decided nothing."""
+FIRST_SEED = 300
+"""The form was chosen on seeds 0, 200 and 201; the seeds here decided nothing."""
 ARMS = {
     "base": "the model as it came",
     "seqkd": "SeqKD",
-    "gad": "GAD",
-    "gad_one_step_off": "GAD, replies one update old",
+    "gad": "GAD + 0.5 x cross-entropy",
+    "gad_one_step_off": "the same, replies one update old",
 }
 AGAINST = ("seqkd", "gad_one_step_off")
 
