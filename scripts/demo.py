@@ -68,9 +68,10 @@ FORMS = {
     ),
     "least": (
         *SHORT,
-        "adversarial.steps=4",
-        "evaluation.max_prompts=16",
-        "evaluation.independent.epochs=0.1",
+        "warmup.phases.0.epochs=0.4",
+        "adversarial.steps=3",
+        "evaluation.max_prompts=12",
+        "evaluation.independent.epochs=0.08",
     ),
 }
 """From the longest to the shortest: what each changes in the run file."""
