@@ -52,13 +52,12 @@ FORMS = {
         "evaluation.independent.epochs=0.6",
     ),
     "small": (
-        "seqkd.epochs=1.5",
+        *SHORT,
+        "seqkd.epochs=0.32",
         "warmup.phases.0.epochs=1",
-        "warmup.phases.1.epochs=0.3",
-        "adversarial.steps=5",
-        "adversarial.batch_size=8",
-        "evaluation.max_prompts=24",
-        "evaluation.independent.epochs=0.25",
+        "adversarial.steps=12",
+        "evaluation.max_prompts=32",
+        "evaluation.independent.epochs=0.3",
     ),
     "brief": (
         *SHORT,
