@@ -26,9 +26,7 @@ SHORT = (
     "prompt.max_reply_tokens=56",
     "seqkd.start_from=warmup",
     "seqkd.batch_size=8",
-    "seqkd.epochs=0.16",
     "warmup.batch_size=8",
-    "warmup.phases.0.epochs=0.5",
     "warmup.phases.1.epochs=0.08",
     "warmup.replies_per_prompt=4",
     "adversarial.batch_size=8",
@@ -41,7 +39,7 @@ SHORT = (
 )
 """For slow machines: no system prompt of the template's own, replies cut behind the teacher's longest (49 tokens), one
 warm-up for GAD and its control, small batches of imitation, and few steps of the game, each of many replies, because
-sampling few takes as long."""
+sampling few takes as long, with half the cross-entropy mixed in: so few steps would otherwise cost style."""
 FORMS = {
     "full": (),
     "shorter": ("adversarial.steps=16", "evaluation.max_prompts=48", "evaluation.independent.epochs=0.75"),
@@ -61,12 +59,15 @@ FORMS = {
     ),
     "brief": (
         *SHORT,
+        "seqkd.epochs=0.16",
+        "warmup.phases.0.epochs=0.5",
         "adversarial.steps=6",
         "evaluation.max_prompts=20",
         "evaluation.independent.epochs=0.12",
     ),
     "least": (
         *SHORT,
+        "seqkd.epochs=0.08",
         "warmup.phases.0.epochs=0.4",
         "adversarial.steps=3",
         "evaluation.max_prompts=12",

@@ -45,6 +45,16 @@ def test_every_form_is_less_than_the_one_before() -> None:
     assert sizes[0] > 7 * sizes[-1]
 
 
+@pytest.mark.parametrize("form", ["small", "brief", "least"])
+def test_both_arms_of_a_short_form_learn_from_as_many_replies_of_the_teacher(form: str) -> None:
+    config = load(Path(RECIPE), MADE["FORMS"][form])
+    assert config.seqkd is not None
+    assert config.adversarial is not None
+    assert config.seqkd.epochs * 300 == pytest.approx(config.adversarial.steps * config.adversarial.batch_size)
+    keys = [change.partition("=")[0] for change in MADE["FORMS"][form]]
+    assert len(set(keys)) == len(keys)
+
+
 def test_the_work_of_the_full_form_by_hand() -> None:
     """5 epochs of 300 prompts in 16s are 93.75 steps of imitation; the rest from the constants."""
     lesson = 0.8 + 32 * 0.033 + 48 * 0.016
