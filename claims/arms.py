@@ -5,6 +5,7 @@ Arms of a seed share what the same settings have made (`gad.fork`), so their dif
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -112,6 +113,20 @@ def _head(cells: Sequence[str]) -> str:
 def _cell(figure: Mapping[str, Any], sign: str = "") -> str:
     mean = f"{figure['mean']:{sign}.2f}"
     return mean if figure["low"] is None else f"{mean} ({figure['low']:{sign}.2f} to {figure['high']:{sign}.2f})"
+
+
+def parser(module: str, says: str, *, seeds: int, first: int, out: Path) -> argparse.ArgumentParser:
+    """What claims over seeds can be asked for."""
+    made = argparse.ArgumentParser(prog=f"python -m {module}", description=says)
+    made.add_argument("overrides", nargs="*", metavar="KEY.PATH=VALUE", help="keys of the recipe, for a trial")
+    made.add_argument("--seeds", type=int, default=seeds, help=f"seeds of every arm (default {seeds})")
+    made.add_argument("--first", type=int, default=first, help=f"the first seed (default {first})")
+    made.add_argument("--jobs", type=int, default=2, help="seeds at a time, one thread each (default 2)")
+    work = ROOT / "runs" / module.replace(".", "-")
+    made.add_argument("--work", type=Path, default=work, help="folder of the runs")
+    made.add_argument("--out", type=Path, default=ROOT / out, help=f"results (default {out})")
+    made.add_argument("--seed", type=int, help="run this one seed and gather nothing")
+    return made
 
 
 def run_seeds(module: str, seeds: Sequence[int], work: Path, jobs: int, overrides: Sequence[str]) -> list[Row]:

@@ -9,7 +9,6 @@ warm-up, measured by the same discriminator. This process samples such replies a
 
 from __future__ import annotations
 
-import argparse
 import runpy
 import sys
 from collections.abc import Sequence
@@ -74,15 +73,8 @@ def table(results: Row) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m claims.brief", description="The quickstart's brief form.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY.PATH=VALUE", help="keys of the recipe, for a trial")
-    parser.add_argument("--seeds", type=int, default=4, help="seeds of every arm (default 4)")
-    parser.add_argument("--first", type=int, default=FIRST_SEED, help=f"the first seed (default {FIRST_SEED})")
-    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, one thread each (default 2)")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "claims-brief", help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=ROOT / WRITTEN, help=f"results (default {WRITTEN})")
-    parser.add_argument("--seed", type=int, help="run this one seed and gather nothing")
-    asked = parser.parse_args()
+    says = "The quickstart's brief form and its control."
+    asked = arms.parser("claims.brief", says, seeds=4, first=FIRST_SEED, out=WRITTEN).parse_args()
     if asked.seed is not None:
         run_seed(asked.seed, asked.work.resolve(), asked.overrides)
         return

@@ -10,7 +10,6 @@ Each seed is a process of one thread. Runs lie in --work and go on where they we
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -99,14 +98,8 @@ def write_figures(results: Mapping[str, Any], out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m claims.quickstart", description="The quickstart and its controls.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY.PATH=VALUE", help="keys of the recipe, for a trial")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of every arm (default 3)")
-    parser.add_argument("--first", type=int, default=FIRST_SEED, help=f"the first seed (default {FIRST_SEED})")
-    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, one thread each (default 2)")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "claims-quickstart", help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=ROOT / WRITTEN, help=f"results (default {WRITTEN})")
-    parser.add_argument("--seed", type=int, help="run this one seed and gather nothing")
+    says = "The quickstart and its controls."
+    parser = arms.parser("claims.quickstart", says, seeds=3, first=FIRST_SEED, out=WRITTEN)
     parser.add_argument("--again", action="store_true", help="run nothing: figures from the raw rows of the results")
     asked = parser.parse_args()
     if asked.again:

@@ -74,13 +74,18 @@ def test_the_picture_has_a_mark_for_every_seed_and_arm() -> None:
     assert len(marks) == 2 * 5 * (2 + 1) + 5
 
 
+def tiny_recipe(folder: Path) -> Path:
+    """In place of the quickstart's."""
+    config = runs.run_config(folder, tiny.save(folder / "model"))
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(json.dumps(config.model_dump(mode="json", exclude={"name"}) | {"name": "x"}), encoding="utf-8")
+    return recipe
+
+
 @pytest.mark.slow
 def test_a_seed_of_a_tiny_model_gives_every_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = runs.run_config(tmp_path, tiny.save(tmp_path / "model"))
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps(config.model_dump(mode="json", exclude={"name"}) | {"name": "x"}), encoding="utf-8")
-    monkeypatch.setattr(quickstart, "RECIPE", recipe)
+    monkeypatch.setattr(quickstart, "RECIPE", tiny_recipe(tmp_path))
     quickstart.run_seed(7, tmp_path / "work", ())
     found = json.loads((tmp_path / "work" / "seed7.json").read_text(encoding="utf-8"))
     assert found["seqkd_epochs_at_equal_time"] > 1
@@ -104,10 +109,7 @@ def test_the_page_shows_what_is_committed() -> None:
 @pytest.mark.slow
 def test_a_seed_of_the_brief_form_gives_every_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = runs.run_config(tmp_path, tiny.save(tmp_path / "model"))
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps(config.model_dump(mode="json", exclude={"name"}) | {"name": "x"}), encoding="utf-8")
-    monkeypatch.setattr(brief, "RECIPE", recipe)
+    monkeypatch.setattr(brief, "RECIPE", tiny_recipe(tmp_path))
     monkeypatch.setattr(brief, "FORM", ("seqkd.start_from=warmup",))
     brief.run_seed(7, tmp_path / "work", ())
     found = json.loads((tmp_path / "work" / "seed7.json").read_text(encoding="utf-8"))
