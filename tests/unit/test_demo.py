@@ -50,7 +50,7 @@ def test_both_arms_of_a_short_form_learn_from_as_many_replies_of_the_teacher(for
     config = load(Path(RECIPE), MADE["FORMS"][form])
     assert config.seqkd is not None
     assert config.adversarial is not None
-    assert config.seqkd.epochs * 300 == pytest.approx(config.adversarial.steps * config.adversarial.batch_size)
+    assert config.seqkd.epochs * 300 == pytest.approx(config.adversarial.steps * config.adversarial.batch_size, rel=1e-3)
     keys = [change.partition("=")[0] for change in MADE["FORMS"][form]]
     assert len(set(keys)) == len(keys)
 
@@ -69,10 +69,10 @@ def test_the_work_of_a_short_form_by_hand() -> None:
     lesson = 56 / 64 * (0.8 + 32 * 0.033) + 40 * 0.016
     step = 56 / 64 * (0.8 + 32 * 0.033) + 32 * 0.045 + 40 * 0.016
     mixed = 8 / 16 * 0.8
-    judging = 2 * 56 / 64 * (0.8 + 36 * 0.033) + 108 * 0.033
+    judging = 2 * 56 / 64 * (0.8 + 30 * 0.033) + 90 * 0.033
     measured = 6 * (56 / 64 * (0.8 + 20 * 0.033) + 40 * 0.0165 + 20 * 0.038)
-    imitated = 0.8 * 0.66 * 18.75
-    assert work("brief") == pytest.approx(imitated + 3 * lesson + 6 * (step + mixed) + judging + measured + 7)
+    imitated = 0.8 * 0.6333 * 18.75
+    assert work("brief") == pytest.approx(imitated + 6 * lesson + 5 * (step + mixed) + judging + measured + 7)
 
 
 @pytest.mark.parametrize(("share", "form"), [(0.99, "full"), (1.01, "shorter"), (20.0, "least")])
