@@ -50,7 +50,8 @@ def test_both_arms_of_a_short_form_learn_from_as_many_replies_of_the_teacher(for
     config = load(Path(RECIPE), MADE["FORMS"][form])
     assert config.seqkd is not None
     assert config.adversarial is not None
-    assert config.seqkd.epochs * 300 == pytest.approx(config.adversarial.steps * config.adversarial.batch_size, rel=1e-3)
+    prompts = config.adversarial.steps * config.adversarial.batch_size
+    assert config.seqkd.epochs * 300 == pytest.approx(prompts, rel=1e-3)
     keys = [change.partition("=")[0] for change in MADE["FORMS"][form]]
     assert len(set(keys)) == len(keys)
 
