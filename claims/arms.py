@@ -9,7 +9,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,15 @@ def parser(module: str, says: str, *, seeds: int, first: int, out: Path) -> argp
     made.add_argument("--out", type=Path, default=ROOT / out, help=f"results (default {out})")
     made.add_argument("--seed", type=int, help="run this one seed and gather nothing")
     return made
+
+
+def found_by(module: str, asked: argparse.Namespace, run_seed: Callable[[int, Path, Sequence[str]], None]) -> list[Row]:
+    """What the seeds that were asked for found. The process of a single seed runs it, and gathers nothing."""
+    if asked.seed is not None:
+        run_seed(asked.seed, asked.work.resolve(), asked.overrides)
+        return []
+    seeds = range(asked.first, asked.first + asked.seeds)
+    return run_seeds(module, seeds, asked.work, asked.jobs, asked.overrides)
 
 
 def run_seeds(module: str, seeds: Sequence[int], work: Path, jobs: int, overrides: Sequence[str]) -> list[Row]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from claims import arms
-from claims.arms import Row, evaluated, forked, rows_of, run_seeds
+from claims.arms import Row, evaluated, forked, found_by, rows_of
 from claims.evidence import ROOT, provenance
 from gad.config.loading import load
 from gad.storage import write_json
@@ -29,8 +29,8 @@ WRITTEN = Path("claims/results/brief.json")
 PAGE = Path("docs/quickstart-results.md")
 MARKS = ("<!-- figures of the brief form -->\n", "<!-- end of figures of the brief form -->\n")
 RESTS_ON = ("claims/brief.py", "claims/arms.py", DEMO, str(RECIPE), "recipes/quickstart", "src/gad")
-FIRST_SEED = 300
-"""The form was chosen on seeds 0, 200 and 201; the seeds here decided nothing."""
+FIRST_SEED = 400
+"""The form was chosen on seeds 0, 200, 201, 300 and 301; seeds from here on decided nothing."""
 ARMS = {
     "base": "the model as it came",
     "seqkd": "SeqKD",
@@ -75,12 +75,8 @@ def table(results: Row) -> str:
 def main() -> None:
     says = "The quickstart's brief form and its control."
     asked = arms.parser("claims.brief", says, seeds=4, first=FIRST_SEED, out=WRITTEN).parse_args()
-    if asked.seed is not None:
-        run_seed(asked.seed, asked.work.resolve(), asked.overrides)
-        return
-    seeds = range(asked.first, asked.first + asked.seeds)
-    found = run_seeds("claims.brief", seeds, asked.work, asked.jobs, asked.overrides)
-    write_results(found, asked.out, " ".join(["python -m claims.brief", *sys.argv[1:]]))
+    if found := found_by("claims.brief", asked, run_seed):
+        write_results(found, asked.out, " ".join(["python -m claims.brief", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

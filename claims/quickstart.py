@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from claims import arms
-from claims.arms import SETS, Row, evaluated, forked, rows_of, run_seeds
+from claims.arms import SETS, Row, evaluated, forked, found_by, rows_of
 from claims.evidence import ROOT, provenance
 from claims.quickstart_picture import draw
 from gad.config.loading import load
@@ -105,12 +105,8 @@ def main() -> None:
     if asked.again:
         write_figures(json.loads(asked.out.read_text(encoding="utf-8")), asked.out)
         return
-    if asked.seed is not None:
-        run_seed(asked.seed, asked.work.resolve(), asked.overrides)
-        return
-    seeds = range(asked.first, asked.first + asked.seeds)
-    found = run_seeds("claims.quickstart", seeds, asked.work, asked.jobs, asked.overrides)
-    write_results(found, asked.out, " ".join(["python -m claims.quickstart", *sys.argv[1:]]))
+    if found := found_by("claims.quickstart", asked, run_seed):
+        write_results(found, asked.out, " ".join(["python -m claims.quickstart", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

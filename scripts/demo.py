@@ -38,7 +38,7 @@ SHORT = (
 )
 """For slow machines: no system prompt of the template's own, replies cut behind the teacher's longest (49 tokens), one
 warm-up for GAD and its control, small batches of imitation, and few steps of the game, each of many replies, because
-sampling few takes as long, with half the cross-entropy mixed in: so few steps would otherwise cost style."""
+sampling few takes nearly as long, with half the cross-entropy mixed in: a pull back to the teacher's replies."""
 FORMS = {
     "full": (),
     "shorter": ("adversarial.steps=16", "evaluation.max_prompts=48", "evaluation.independent.epochs=0.75"),
@@ -88,8 +88,8 @@ CRITIC_ROW, STUDENT_ROW, REFERENCE_ROW, INDEPENDENT_ROW, SCORED, LIKELIHOOD = 0.
 SHORT_ROW, REST = 0.8, 7.0
 """What else there is, in steps of imitation of 16 rows: a batch of replies of 64 tokens, and each of them; a row of the
 discriminator's update, of the student's, of the reference's part in it, of the independent discriminator's update; a
-reply scored, a likelihood; a row without a system prompt, of one with it; all the rest. From the times of a run on two
-cores without bfloat16 instructions; the full run on two cores with them agrees to a tenth."""
+reply scored, a likelihood; a row without a system prompt, of one with it; all the rest. From the `time/*` of a run's log
+on two cores without bfloat16 instructions."""
 
 
 def main(run_file: str, overrides: list[str]) -> None:
