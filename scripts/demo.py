@@ -88,8 +88,8 @@ CRITIC_ROW, STUDENT_ROW, REFERENCE_ROW, INDEPENDENT_ROW, SCORED, LIKELIHOOD = 0.
 SHORT_ROW, REST = 0.8, 7.0
 """What else there is, in steps of imitation of 16 rows: a batch of replies of 64 tokens, and each of them; a row of the
 discriminator's update, of the student's, of the reference's part in it, of the independent discriminator's update; a
-reply scored, a likelihood; a row without a system prompt, of one with it; all the rest. From the `time/*` of a run's log
-on two cores without bfloat16 instructions."""
+reply scored, a likelihood; a row without a system prompt, of one with it; all the rest. From the `time/*` of a
+run's log on two cores without bfloat16 instructions."""
 
 
 def main(run_file: str, overrides: list[str]) -> None:
