@@ -16,10 +16,13 @@ import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from torch.nn.functional import softplus
 
 from claims.evidence import ROOT, provenance
 from gad.arms import Arms
@@ -48,11 +51,28 @@ PAGE = Path("docs/algorithm.md")
 MARKS = ("<!-- layers -->\n", "<!-- end of layers -->\n")
 RESTS_ON = ("claims/layers.py", str(RECIPE), "recipes/quickstart", "src/gad")
 
+SETS = ("held_out", "out_of_distribution")
+
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """Where discriminators begin, what they learn from, and what they are asked."""
+
+    shop: Workshop
+    batches: Sequence[Sequence[RolloutGroup]]
+    sets: Mapping[str, Sequence[RolloutGroup]]
 
 
 def measured(config: RunConfig, layers: Sequence[int], steps: int, replies: int) -> list[Row]:
     """A row for each layer, the deepest first."""
+    lessons = prepared(config, steps, replies)
+    return [row(config, lessons, layer) for layer in sorted(layers, reverse=True)]
+
+
+def prepared(config: RunConfig, steps: int, replies: int) -> Lessons:
+    """A student that has warmed up, and its replies to prompts to learn from and to prompts to be asked about."""
     assert config.warmup is not None
     with opened(config) as folder:
         pipeline = Pipeline(config, Lines(), StopRequest())
@@ -66,7 +86,7 @@ def measured(config: RunConfig, layers: Sequence[int], steps: int, replies: int)
         train = sampled(shop, order, "layers", replies)
         sets = {name: sampled(shop, found, name, replies) for name, found in examples.sets(None).items()}
     batches = [train[start : start + size] for start in range(0, len(train), size)]
-    return [row(config, shop, layer, batches, sets) for layer in sorted(layers, reverse=True)]
+    return Lessons(shop, batches, sets)
 
 
 def sampled(shop: Workshop, examples: Sequence[Example], stage: str, replies: int) -> list[RolloutGroup]:
@@ -76,21 +96,17 @@ def sampled(shop: Workshop, examples: Sequence[Example], stage: str, replies: in
     return sampler.groups([Drawn(example, example.replies[0], 0) for example in examples], 1)[0]
 
 
-def row(
-    config: RunConfig,
-    shop: Workshop,
-    layer: int,
-    batches: Sequence[Sequence[RolloutGroup]],
-    sets: Mapping[str, Sequence[RolloutGroup]],
-) -> Row:
+def row(config: RunConfig, lessons: Lessons, layer: int) -> Row:
     """Train one discriminator and let it judge."""
     assert config.warmup is not None
+    shop, batches, rate = lessons.shop, lessons.batches, config.discriminator.head_rate
     network = shop.student.network
-    member = network.member(f"layer{layer}", seed=stable_seed(config.seed, "adapter", "discriminator"))
-    scorer = Scorer(member, shop.codec, layer=layer, like_student=True)
+    name = f"layer {layer}, head's rate {rate:g}"
+    member = network.member(name.replace(".", "_"), seed=stable_seed(config.seed, "adapter", "discriminator"))
+    scorer = Scorer(member, shop.codec, layer=layer, like_student=True, head_rate=rate)
     scorer.start_from(shop.student)
     batcher = Batcher.of(config.compute, shop.device, network.config, shop.crew, network.unfit)
-    updater = Updater(scorer.parameters(), config.warmup.discriminator, len(batches), shop.crew)
+    updater = Updater(scorer.parameters(), config.warmup.discriminator, len(batches), shop.crew, scorer.rates())
     trainer = DiscriminatorTrainer(scorer, batcher, BradleyTerry(), updater)
     seconds, flops = [], []
     for number, batch in enumerate(batches, 1):
@@ -98,13 +114,17 @@ def row(
         figures = trainer.update(batch)[1]
         seconds.append(time.process_time() - started)
         flops.append(figures["flops/discriminator"])
-        print(f"layer {layer}: {number}/{len(batches)}, loss {figures['discriminator/loss']:.3f}", flush=True)
+        print(f"{name}: {number}/{len(batches)}, loss {figures['discriminator/loss']:.3f}", flush=True)
     found: Row = {"layer": layer, "cpu_seconds": statistics.median(seconds), "flops": statistics.fmean(flops)}
-    for name, groups in sets.items():
+    for name, groups in lessons.sets.items():
         teacher_P, student_PG = trainer.score(groups)
         margins_PG = teacher_P[:, None] - student_PG
         right_PG = (margins_PG > 0).double() + 0.5 * (margins_PG == 0).double()
-        found[name] = {"right": right_PG.tolist(), "margin": margins_PG.mean().item()}
+        found[name] = {
+            "right": right_PG.tolist(),
+            "margin": margins_PG.mean().item(),
+            "loss": softplus(-margins_PG).mean().item(),
+        }
     return found
 
 
@@ -117,7 +137,7 @@ def summarized(rows: Sequence[Row]) -> dict[str, Any]:
             "cpu_seconds_over_deepest": each["cpu_seconds"] / deepest["cpu_seconds"],
             "flops_over_deepest": each["flops"] / deepest["flops"],
         }
-        for name in ("held_out", "out_of_distribution"):
+        for name in SETS:
             right, all_layers = each[name]["right"], deepest[name]["right"]
             figures[name] = bootstrap_mean(right, seed=0).as_dict()
             if each is not deepest:
@@ -133,15 +153,16 @@ def table(summary: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for layer, found in summary.items():
-        shares = [_share(found[name]) for name in ("held_out", "out_of_distribution")]
+        shares = [share(found[name]) for name in SETS]
         apart = found.get("held_out_minus_deepest")
         costs = [f"{found[name]:.2f}" for name in ("flops_over_deepest", "cpu_seconds_over_deepest")]
-        cells = [layer, *shares, "" if apart is None else _share(apart, "+.2f"), *costs]
+        cells = [layer, *shares, "" if apart is None else share(apart, "+.2f"), *costs]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _share(found: Mapping[str, float], form: str = ".2f") -> str:
+def share(found: Mapping[str, float], form: str = ".2f") -> str:
+    """A share with its interval."""
     return f"{found['value']:{form}} ({found['low']:{form}} to {found['high']:{form}})"
 
 

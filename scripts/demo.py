@@ -28,17 +28,24 @@ SHORT = (
     "seqkd.batch_size=8",
     "warmup.batch_size=8",
     "warmup.replies_per_prompt=4",
+    "discriminator.head_rate=10",
     "adversarial.batch_size=8",
-    "adversarial.student.warmup_steps=2",
+    "adversarial.replies_per_prompt=8",
+    "adversarial.trained_replies=2",
+    "adversarial.student.learning_rate=8.0e-4",
+    "adversarial.student.schedule=constant",
+    "adversarial.student.warmup_steps=1",
     "adversarial.discriminator.learning_rate=1.0e-3",
     "adversarial.kl.weight=0",
     "adversarial.cross_entropy_weight=0.5",
     "evaluation.independent.batch_size=8",
+    "compute.rows_per_sampling_batch=128",
     "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
 )
 """For slow machines: no system prompt of the template's own, replies cut behind the teacher's longest (49 tokens), one
-warm-up for GAD and its control, small batches of imitation, and few steps of the game, each of many replies, because
-sampling few takes nearly as long, with half the cross-entropy mixed in: a pull back to the teacher's replies."""
+warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast, and few steps of
+the game. In each 64 replies are sampled and scored, because fewer take nearly as long, and the student learns from the
+worst and the best one to each prompt, with half the cross-entropy mixed in: a pull back to the teacher's replies."""
 FORMS = {
     "full": (),
     "shorter": ("adversarial.steps=16", "evaluation.max_prompts=48", "evaluation.independent.epochs=0.75"),
@@ -54,37 +61,34 @@ FORMS = {
         "warmup.phases.0.epochs=1",
         "warmup.phases.1.epochs=0.24",
         "adversarial.steps=12",
-        "adversarial.student.learning_rate=8.0e-4",
-        "evaluation.max_prompts=32",
-        "evaluation.independent.epochs=0.3",
+        "evaluation.max_prompts=48",
+        "evaluation.independent.epochs=0.4",
     ),
     "brief": (
         *SHORT,
-        "seqkd.epochs=0.1333",
+        "seqkd.epochs=0.2133",
         "warmup.phases.0.epochs=0.5",
         "warmup.phases.1.epochs=0.16",
-        "adversarial.steps=5",
-        "adversarial.student.learning_rate=8.0e-4",
-        "evaluation.max_prompts=20",
-        "evaluation.independent.epochs=0.1",
+        "adversarial.steps=8",
+        "evaluation.max_prompts=32",
+        "evaluation.independent.epochs=0.16",
     ),
     "least": (
         *SHORT,
-        "seqkd.epochs=0.08",
+        "seqkd.epochs=0.1067",
         "warmup.phases.0.epochs=0.4",
-        "warmup.phases.1.epochs=0.08",
-        "adversarial.steps=3",
-        "adversarial.student.learning_rate=3.0e-4",
-        "evaluation.max_prompts=12",
-        "evaluation.independent.epochs=0.08",
+        "warmup.phases.1.epochs=0.16",
+        "adversarial.steps=4",
+        "evaluation.max_prompts=20",
+        "evaluation.independent.epochs=0.1",
     ),
 }
 """From the longest to the shortest: what each changes in the run file."""
 
 ROWS = 16
 PROMPTS, SETS, ARMS = 300, 2, 3
-BATCH, SAMPLED, SIDE_BY_SIDE = 0.8, 0.033, 64
-CRITIC_ROW, STUDENT_ROW, REFERENCE_ROW, INDEPENDENT_ROW, SCORED, LIKELIHOOD = 0.016, 0.045, 0.02, 0.033, 0.0165, 0.038
+BATCH, SAMPLED = 0.9, 0.02
+CRITIC_ROW, STUDENT_ROW, REFERENCE_ROW, INDEPENDENT_ROW, SCORED, LIKELIHOOD = 0.016, 0.045, 0.02, 0.023, 0.01, 0.022
 SHORT_ROW, REST = 0.8, 7.0
 """What else there is, in steps of imitation of 16 rows: a batch of replies of 64 tokens, and each of them; a row of the
 discriminator's update, of the student's, of the reference's part in it, of the independent discriminator's update; a
@@ -125,22 +129,24 @@ def steps_of_work(config: RunConfig) -> float:
     row = SHORT_ROW if config.prompt.system == "" else 1.0
     imitated = (config.seqkd.epochs + float(warmup.phases[0].epochs or 0)) * PROMPTS / ROWS * row
     taught = warmup.batch_size * warmup.replies_per_prompt
-    lesson = _sampled(config, taught) + (taught + warmup.batch_size) * CRITIC_ROW
+    lesson = (taught + warmup.batch_size) * CRITIC_ROW
     lessons = math.ceil(float(warmup.phases[1].epochs or 0) * PROMPTS / warmup.batch_size)
     replies = game.batch_size * game.replies_per_prompt
-    trained = STUDENT_ROW + (REFERENCE_ROW if game.kl.weight else 0.0)
-    step = _sampled(config, replies) + replies * trained + (replies + game.batch_size) * CRITIC_ROW
+    trained = game.batch_size * (game.trained_replies or game.replies_per_prompt)
+    row_cost = STUDENT_ROW + (REFERENCE_ROW if game.kl.weight else 0.0)
+    step = _sampled(config, replies) + trained * row_cost + (replies + game.batch_size) * CRITIC_ROW
     step += game.batch_size / ROWS * row if game.cross_entropy_weight else 0.0
     judged = judge.epochs * PROMPTS
     judging = 2 * _sampled(config, judged) + 3 * judged * INDEPENDENT_ROW
     shown = min(60, config.evaluation.max_prompts or 60)
-    drawn = _sampled(config, shown) + 2 * shown * SCORED
-    measured = SETS * ARMS * (len(config.evaluation.decodings) * drawn + shown * LIKELIHOOD)
-    return imitated + lessons * lesson + float(game.steps or 0) * step + judging + measured + REST
+    drawn = ARMS * len(config.evaluation.decodings)
+    measured = SETS * (drawn * _sampled(config, shown) + (drawn + 1) * shown * SCORED + ARMS * shown * LIKELIHOOD)
+    taught_in_all = lessons * lesson + _sampled(config, lessons * taught)
+    return imitated + taught_in_all + float(game.steps or 0) * step + judging + measured + REST
 
 
 def _sampled(config: RunConfig, replies: float) -> float:
-    batches = math.ceil(replies / SIDE_BY_SIDE)
+    batches = math.ceil(replies / config.compute.rows_per_sampling_batch)
     return config.prompt.max_reply_tokens / 64 * (batches * BATCH + replies * SAMPLED)
 
 

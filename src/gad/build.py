@@ -170,7 +170,7 @@ class Workshop:
     ) -> StudentTrainer:
         """A trainer for the student as it is now."""
         member = self.student
-        updater = Updater(member.parameters(), optimizer, max(1, total_steps), self.crew)
+        updater = Updater(member.parameters(), optimizer, total_steps, self.crew)
         return StudentTrainer(member, self.codec, self._batcher(member), updater, reference=reference)
 
     @everywhere("loading models")
@@ -237,27 +237,27 @@ class Workshop:
     @shared
     def _discriminator(self) -> Scorer:
         match self._config.discriminator:
-            case SharedDiscriminator(layer=layer):
+            case SharedDiscriminator(layer=layer, head_rate=rate):
                 member = self._network[0].member("discriminator", seed=self._seed("discriminator"))
-                return Scorer(member, self.codec, layer=layer, like_student=True)
+                return Scorer(member, self.codec, layer=layer, like_student=True, head_rate=rate)
             case OwnDiscriminator() as own:
                 network = self._made(own, own.tuning, gradient_checkpointing=own.gradient_checkpointing)
                 network.shard()
-                tokenizer = load_tokenizer(own.model, trust_remote_code=own.trust_remote_code)
+                codec = Codec(load_tokenizer(own.model, trust_remote_code=own.trust_remote_code), self._config.prompt)
                 like_student = (own.model, own.tuning) == (self._config.student.model, self._config.student.tuning)
                 member = network.member("discriminator", seed=self._seed("discriminator"))
-                return Scorer(member, Codec(tokenizer, self._config.prompt), layer=own.layer, like_student=like_student)
+                return Scorer(member, codec, layer=own.layer, like_student=like_student, head_rate=own.head_rate)
 
     @shared
     def _independent(self) -> Scorer:
-        student = self._config.student
-        if isinstance(student.tuning, Lora):
-            network = self._network[0]
-        else:
-            network = self._made(student, Lora())
+        student, layer = self._config.student, self._config.evaluation.independent.layer
+        beside = isinstance(student.tuning, Lora)
+        network = self._network[0] if beside else self._made(student, Lora())
+        if not beside:
             network.shard()
         member = network.member("independent", seed=self._seed("independent"))
-        return Scorer(member, self.codec, layer=self._config.evaluation.independent.layer, like_student=False)
+        rate = self._config.discriminator.head_rate
+        return Scorer(member, self.codec, layer=layer, like_student=False, head_rate=rate)
 
     def _type(self, dtype: str) -> torch.dtype:
         return arithmetic.TYPES[self._auto if dtype == "auto" else dtype]
@@ -289,7 +289,7 @@ class Workshop:
         loss = BradleyTerry() if adversarial is None else adversarial.discriminator_loss
         updater = None
         if optimizer is not None:
-            updater = Updater(scorer.parameters(), optimizer, max(1, total_steps), self.crew)
+            updater = Updater(scorer.parameters(), optimizer, total_steps, self.crew, scorer.rates())
         return DiscriminatorTrainer(scorer, self._batcher(scorer.member), loss, updater)
 
     def _batcher(self, member: Member) -> Batcher:

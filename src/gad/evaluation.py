@@ -174,18 +174,29 @@ class Evaluation:
             )
 
     def _score(self, jobs: list[Job]) -> None:
-        """Have the independent discriminator score what it has not scored."""
+        """Have the independent discriminator score what it has not scored.
+
+        Replies to a set are scored together, those that have their scores too: so a stop in between changes nothing,
+        not even by rounding.
+        """
         paths = {job: scores_path(self.folder, job.student, job.set.name, job.decoding.name) for job in jobs}
-        waiting = [job for job in jobs if not paths[job].exists()]
+        waiting = [part for part in self._side_by_side(jobs) if not all(paths[job].exists() for job in part)]
         if not waiting:
             return
         judge = self._independent()
-        with self._place.progress.task("score", len(waiting)) as task:
-            for job in waiting:
-                replies = read_replies(job.path)
-                measure.score(paths[job], job.set.examples, replies, judge, self._shop.codec)
-                task.advance()
+        with self._place.progress.task("score", sum(map(len, waiting))) as task:
+            for part in waiting:
+                replies = {paths[job]: read_replies(job.path) for job in part}
+                measure.score(replies, part[0].set.examples, judge, self._shop.codec)
+                task.advance(len(part))
                 self._place.stop.check()
+
+    def _side_by_side(self, jobs: list[Job]) -> list[list[Job]]:
+        """Jobs of one set, as many as fit into a micro-batch beside the longest prompt and the teacher's reply."""
+        prompt, budget = self.config.prompt, self.config.compute.tokens_per_micro_batch
+        room = max(1, (budget - prompt.max_prompt_tokens) // prompt.max_reply_tokens - 1)
+        by_set = [[job for job in jobs if job.set.name == name] for name in dict.fromkeys(job.set.name for job in jobs)]
+        return [of_set[start : start + room] for of_set in by_set for start in range(0, len(of_set), room)]
 
     def _likelihoods(self) -> None:
         """How likely each student finds the teacher's replies."""

@@ -143,7 +143,8 @@ class Pipeline:
         )
         sampling = Sampling() if self.config.adversarial is None else self.config.adversarial.sampling
         sampler = self._shop.sampler("warmup", sampling, settings.replies_per_prompt)
-        warmup.train(run, phases, student, discriminator, sampler)
+        side_by_side = self.config.compute.rows_per_sampling_batch
+        warmup.train(run, phases, student, discriminator, sampler, side_by_side=side_by_side)
 
     def adversarial(self) -> None:
         """Stage 2."""
@@ -179,7 +180,9 @@ class Pipeline:
             peak_flops=self._peak_flops,
             max_bad_steps=settings.max_bad_steps,
         )
-        game = adversarial.Game(student, discriminator, replies, settings.advantages, self._shop.objective())
+        game = adversarial.Game(
+            student, discriminator, replies, settings.advantages, self._shop.objective(), settings.trained_replies
+        )
         adversarial.train(run, game)
 
     def generate(self) -> None:

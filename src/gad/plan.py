@@ -140,9 +140,12 @@ def _adversarial(config: RunConfig, train: int) -> list[tuple[str, list[Line]]]:
     steps, batch = adversarial_steps(settings, train), min(settings.batch_size, train)
     rows = batch * settings.replies_per_prompt
     longest = config.prompt.max_prompt_tokens + config.prompt.max_reply_tokens
+    kept = settings.trained_replies
+    trained = [] if kept is None else [("the student learns from", f"{batch} x {kept} = {batch * kept:,} of them")]
     lines = [
         _batch(settings.batch_size, train),
         ("replies a step", f"{batch} x {settings.replies_per_prompt} = {rows:,}"),
+        *trained,
         ("steps", f"{steps:,} ({steps * batch / train:.2f} epochs)"),
         ("replies sampled", f"{steps * rows:,}, at most {steps * rows * config.prompt.max_reply_tokens:,} tokens"),
         ("longest row", f"{longest:,} tokens; budget of a micro-batch {config.compute.tokens_per_micro_batch:,}"),

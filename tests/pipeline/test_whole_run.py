@@ -17,6 +17,7 @@ from gad.pipeline import Pipeline
 from gad.progress import Lines
 from gad.records import Prompt
 from gad.signals import StopRequest
+from gad.storage import read_jsonl
 from gad.training.checkpoint import find
 from support import runs, tiny
 
@@ -136,6 +137,8 @@ ARMS = {
     "sequence ratio": {"policy_loss": {"kind": "sequence_ratio"}},
     "kl in the reward": {"kl": {"weight": 0.1, "estimator": "k1", "place": "reward"}},
     "mixed cross-entropy": {"cross_entropy_weight": 0.5, "sampling": {"temperature": 0.7}},
+    "a watched reference": {"kl": {"weight": 0.0}},
+    "the most telling replies": {"replies_per_prompt": 4, "trained_replies": 2},
 }
 
 
@@ -159,6 +162,8 @@ def test_every_arm_trains(arm: str, warm: RunConfig, tmp_path: Path) -> None:
     assert all(math.isfinite(row["student/loss"]) and row["student/grad_norm"] > 0 for row in rows)
     assert ("discriminator/grad_norm" in rows[0]) is (arm != "frozen discriminator")
     assert ("student/cross_entropy" in rows[0]) is (arm == "mixed cross-entropy")
+    assert all("student/kl_to_reference" in row for row in rows)
+    assert (rows[0]["tokens/trained"] < rows[0]["tokens/sampled"]) is (arm == "the most telling replies")
 
 
 @pytest.mark.parametrize("who", ["student", "discriminator"])
@@ -172,6 +177,57 @@ def test_a_warm_up_of_one_alone(who: str, model: Path, tmp_path: Path) -> None:
     assert [("student/cross_entropy" in row, "discriminator/loss" in row) for row in rows] == (
         [(who == "student", who == "discriminator")] * 2
     )
+
+
+def test_replies_of_a_student_at_rest_are_sampled_for_several_steps_and_a_stop_in_between_changes_nothing(
+    model: Path, tmp_path: Path
+) -> None:
+    """Five steps of 4 x 2 replies, 16 side by side: two steps, two, and one."""
+    settings = runs.run_config(tmp_path, model, seqkd=None).model_dump()
+    phases = [{"train": "student", "steps": 1}, {"train": "discriminator", "steps": 5}, {"train": "both", "steps": 1}]
+    warmup = {**settings["warmup"], "phases": phases}
+    logs = []
+    for name, rows in (("together", 16), ("alone", 1), ("stopped", 16)):
+        compute = {**settings["compute"], "rows_per_sampling_batch": rows}
+        config = RunConfig.model_validate({**settings, "name": name, "warmup": warmup, "compute": compute})
+        if name == "stopped":
+            for steps in range(1, 7):
+                stopping_at(config, steps)
+        folder = stages(config, "collect", "warmup")
+        logs.append([row for row in runs.metrics(folder) if row["stage"] == "warmup"])
+        times = [row["time/sampling"] > 0 for row in read_jsonl(folder / "metrics.jsonl") if "time/sampling" in row]
+        assert name != "together" or times == [True, False, True, False, True, True]
+    together, alone, stopped = logs
+    assert stopped == together
+    assert [row["tokens/sampled"] for row in together[1:]] == [row["tokens/sampled"] for row in alone[1:]]
+    for one, other in zip(together, alone, strict=True):
+        assert one.get("discriminator/loss", 0.0) == pytest.approx(other.get("discriminator/loss", 0.0), rel=1e-4)
+
+
+def stopping_at(config: RunConfig, steps: int) -> None:
+    """The warm-up until it has made so many steps."""
+    with opened(config) as folder:
+        pipeline = Pipeline(config, Lines(), AtStep(folder / "metrics.jsonl", steps))
+        pipeline.collect()
+        with pytest.raises(Interrupted):
+            pipeline.warmup()
+    assert len(list(read_jsonl(folder / "metrics.jsonl"))) == steps
+
+
+class AtStep(StopRequest):
+    """Asks for a stop once the log has so many lines."""
+
+    def __init__(self, log: Path, lines: int) -> None:
+        self._log, self._lines = log, lines
+        super().__init__()
+
+    @property  # type: ignore[override]
+    def signal_number(self) -> int | None:
+        return 15 if self._log.exists() and len(list(read_jsonl(self._log))) >= self._lines else None
+
+    @signal_number.setter
+    def signal_number(self, value: int | None) -> None:
+        pass
 
 
 def test_full_tuning_with_a_discriminator_of_another_size_and_tokenizer(model: Path, tmp_path: Path) -> None:

@@ -87,6 +87,9 @@ class SharedDiscriminator(Section):
     kind: Literal["shared"] = "shared"
     layer: PositiveInt | None = None
     """Read the score after this layer instead of the last one: half the depth costs half as much."""
+    head_rate: PositiveFloat = 10.0
+    """The scalar head's learning rate over that of the rest, in the evaluation's discriminator too. The head starts at
+    zero: at the rest's rate it holds the discriminator back (docs/algorithm.md has both)."""
 
 
 class OwnDiscriminator(Section):
@@ -99,6 +102,8 @@ class OwnDiscriminator(Section):
     """As `student.tuning`."""
     layer: PositiveInt | None = None
     """Read the score after this layer instead of the last one."""
+    head_rate: PositiveFloat = 10.0
+    """As of a `shared` discriminator."""
     quantization: Quantization | None = None
     """As `student.quantization`."""
     dtype: Dtype = "auto"

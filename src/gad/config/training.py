@@ -170,6 +170,16 @@ class Kl(Section):
     place: Literal["loss", "reward"] = "loss"
     """A term of the loss, as in the paper, or a part of the reward."""
 
+    @property
+    def in_loss(self) -> bool:
+        """Whether the loss has a KL term."""
+        return self.place == "loss" and self.weight > 0
+
+    @property
+    def in_reward(self) -> bool:
+        """Whether the reward has a KL term."""
+        return self.place == "reward" and self.weight > 0
+
     @model_validator(mode="after")
     def _k1_has_no_gradient(self) -> Kl:
         if self.place == "loss" and self.estimator == "k1" and self.weight > 0:
@@ -214,6 +224,9 @@ class AdversarialConfig(Section):
     replies_per_prompt: PositiveInt = 8
     """The group whose rewards are compared; the paper's N. Fewer than 8 did worse on the testbeds; on the
     quickstart 4 replies to twice as many prompts did better than 8."""
+    trained_replies: PositiveInt | None = None
+    """The student learns from so many replies of each group, those whose rewards vary most (PODS, arXiv 2504.13818):
+    an update costs more than sampling and scoring. Empty (null): from all, as in the paper."""
     sampling: Sampling = Sampling()
     """How the replies that are scored are drawn."""
     student: Optimizer = Optimizer(learning_rate=1e-6, schedule="linear")
@@ -248,6 +261,11 @@ class AdversarialConfig(Section):
             raise ValueError(f"replies_per_prompt={self.replies_per_prompt}: one reply has no baseline; use 2 or more")
         if self.epochs is None and self.steps is None:
             raise ValueError("give `steps` or `epochs`")
+        if self.trained_replies is not None and not 2 <= self.trained_replies <= self.replies_per_prompt:
+            raise ValueError(
+                f"trained_replies={self.trained_replies}: use 2 to {self.replies_per_prompt}, which is "
+                "`replies_per_prompt`, or null for all"
+            )
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature=0: greedy replies of a group are all alike; use a positive value")
         return self

@@ -26,10 +26,14 @@ class Scorer:
 
     The head starts at zero: all replies tie until it has learnt something.
     like_student: the student's weights fit, so the discriminator is born as a copy of the student.
+    head_rate: how many times as fast as the rest the head learns.
     """
 
-    def __init__(self, member: Member, codec: Codec, *, layer: int | None, like_student: bool) -> None:
+    def __init__(
+        self, member: Member, codec: Codec, *, layer: int | None, like_student: bool, head_rate: float = 1.0
+    ) -> None:
         self.member = member
+        self._head_rate = head_rate
         self._like_student = like_student
         self.layer = layer
         self.codec = codec
@@ -72,6 +76,10 @@ class Scorer:
     def names(self) -> list[str]:
         """What `parameters` are called, in the same order."""
         return [*self.member.names(), HEAD]
+
+    def rates(self) -> list[float]:
+        """What the learning rate of each of `parameters` is multiplied by."""
+        return [*(1.0 for _ in self.member.parameters()), self._head_rate]
 
     def state(self) -> dict[str, Tensor]:
         """Own weights by name, detached."""

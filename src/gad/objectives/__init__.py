@@ -41,6 +41,7 @@ from gad.objectives.policy import (
     sequence_surrogate,
     token_ratio,
 )
+from gad.objectives.selection import most_varied
 
 __all__ = [
     "accuracy",
@@ -60,6 +61,7 @@ __all__ = [
     "least_squares",
     "leave_one_out",
     "margins",
+    "most_varied",
     "reinforce",
     "score_centering",
     "sequence_mean",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gad.config.training import Sampling
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 DROP_SHARE = 0.9
 """Finished rows are dropped when the rows still running are at most this share of those computed: a drop copies the
 keys and values that stay, so doing it for every finished row costs more than it saves."""
+BLOCK = 256
+"""Tokens of the vocabulary whose probabilities are summed up together when one is drawn."""
 
 
 @dataclass
@@ -191,7 +194,8 @@ class LocalEngine:
         logits = product(states_RH, head_VH).float()
         if self._network.softcap is not None:
             logits = self._network.softcap * torch.tanh(logits / self._network.softcap)
-        return logits / (sampling.temperature or 1.0)
+        temperature = sampling.temperature or 1.0
+        return logits if temperature == 1.0 else logits / temperature
 
     def _rollout(self, request: Request, row: _Row) -> Rollout:
         ids = tuple(row.ids)
@@ -237,12 +241,25 @@ def draw(logits_RV: Tensor, sampling: Sampling, generators: Sequence[torch.Gener
 
 
 def _inverse_cdf(probs_RV: Tensor, uniform_R: Tensor) -> Tensor:
-    cumulative_RV = probs_RV.cumsum(-1, dtype=torch.float64)
-    total_R = cumulative_RV[:, -1]
-    # Below the total even where the product is rounded up to it: the first sum above belongs to a likely token.
-    threshold_R = torch.minimum(uniform_R * total_R, total_R.nextafter(torch.zeros_like(total_R)))
-    ids_R = torch.searchsorted(cumulative_RV, threshold_R[:, None], right=True)[:, 0]
-    return ids_R.clamp_(max=probs_RV.shape[-1] - 1)  # where nothing is finite, which the caller finds out
+    """First by the sums of blocks of the vocabulary, then within a block: sums over all of it are dear."""
+    spare = -probs_RV.shape[-1] % BLOCK
+    blocks_RCB = (F.pad(probs_RV, (0, spare)) if spare else probs_RV).view(len(probs_RV), -1, BLOCK)
+    ends_RC = blocks_RCB.sum(-1).cumsum(-1, dtype=torch.float64)
+    threshold_R = _below(uniform_R * ends_RC[:, -1], ends_RC[:, -1])
+    # The first sum above the threshold belongs to a block, and in it to a token, that is likely.
+    block_R = torch.searchsorted(ends_RC, threshold_R[:, None], right=True)[:, 0].clamp_(max=ends_RC.shape[1] - 1)
+    rows_R = torch.arange(len(probs_RV), device=probs_RV.device)
+    before_R = torch.where(block_R > 0, ends_RC[rows_R, block_R - 1], 0.0)
+    within_RB = blocks_RCB[rows_R, block_R].cumsum(-1, dtype=torch.float64)
+    rest_R = _below(threshold_R - before_R, within_RB[:, -1])
+    place_R = torch.searchsorted(within_RB, rest_R[:, None], right=True)[:, 0]
+    # Clamped where nothing is finite, which the caller finds out.
+    return (block_R * BLOCK + place_R).clamp_(max=probs_RV.shape[-1] - 1)
+
+
+def _below(values_R: Tensor, totals_R: Tensor) -> Tensor:
+    """Below the total even where a product or a sum was rounded up to it."""
+    return torch.minimum(values_R, totals_R.nextafter(torch.zeros_like(totals_R)))
 
 
 def keep_likely(probs_RV: Tensor, sampling: Sampling) -> Tensor:

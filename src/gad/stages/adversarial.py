@@ -1,16 +1,18 @@
 """Stage 2 of arXiv 2511.10643: the student against a discriminator that keeps learning.
 
-P prompts, G replies per prompt.
+P prompts, G replies per prompt, K of them that the student learns from.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from gad import objectives
 from gad.config.training import Advantages
+from gad.records import RolloutGroup
 from gad.stages.sampling import Replies
 from gad.training import losses
 from gad.training.discriminator import DiscriminatorTrainer
@@ -21,13 +23,14 @@ from gad.training.student import PolicyObjective, StudentTrainer
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """The two players, the dice, and the rules."""
+    """The two players, the dice, and the rules. trained_replies: K, None for all."""
 
     student: StudentTrainer
     discriminator: DiscriminatorTrainer
     replies: Replies
     advantages: Advantages
     objective: PolicyObjective
+    trained_replies: int | None = None
 
 
 def train(run: StageRun, game: Game) -> None:
@@ -35,13 +38,28 @@ def train(run: StageRun, game: Game) -> None:
     for step, batch in run.batches():
         groups, reply_metrics = game.replies.groups(batch, step)
         rewards_PG, discriminator_metrics = game.discriminator.update(groups)
-        if game.objective.kl.place == "reward":
-            kl_sums_PG = game.student.kl_sums(groups, game.objective)
-            rewards_PG = objectives.kl_in_reward(rewards_PG, kl_sums_PG, game.objective.kl.weight)
-        advantages_PG = losses.advantages(game.advantages, rewards_PG)
-        student_metrics = game.student.update(groups, advantages_PG, game.objective)
+        trained, rewards_PK = telling(groups, rewards_PG, game.trained_replies)
+        if game.objective.kl.in_reward:
+            kl_sums_PK = game.student.kl_sums(trained, game.objective)
+            rewards_PK = objectives.kl_in_reward(rewards_PK, kl_sums_PK, game.objective.kl.weight)
+        advantages_PK = losses.advantages(game.advantages, rewards_PK)
+        student_metrics = game.student.update(trained, advantages_PK, game.objective)
         run.log(step, reply_metrics, reward_metrics(rewards_PG), discriminator_metrics, student_metrics)
         run.checkpoint_if_due(step)
+
+
+def telling(
+    groups: Sequence[RolloutGroup], rewards_PG: Tensor, count: int | None
+) -> tuple[Sequence[RolloutGroup], Tensor]:
+    """The groups with `count` replies each, those with the most varied rewards, and their rewards (P, K)."""
+    if count is None or count == rewards_PG.shape[1]:
+        return groups, rewards_PG
+    kept_PK = objectives.most_varied(rewards_PG, count)
+    chosen = [
+        replace(group, rollouts=tuple(group.rollouts[index] for index in kept))
+        for group, kept in zip(groups, kept_PK.tolist(), strict=True)
+    ]
+    return chosen, rewards_PG.gather(1, kept_PK)
 
 
 def reward_metrics(rewards_PG: Tensor) -> Metrics:

@@ -31,17 +31,24 @@ def likelihood_path(folder: Path, student: str, set_name: str) -> Path:
 
 
 def score(
-    path: Path,
+    replies: Mapping[Path, Mapping[str, GeneratedReply]],
     examples: Sequence[Example],
-    replies: Mapping[str, GeneratedReply],
     independent: DiscriminatorTrainer,
     codec: Codec,
 ) -> None:
-    """Score teacher and student on every prompt."""
-    groups = [group(example, example.replies[0], [replies[example.prompt.id]], codec) for example in examples]
+    """Score the teacher and several students on every prompt of a set, in one pass: prompt and teacher are read once.
+
+    replies: by the file that a student's scores go to. What is there already is not written again.
+    """
+    groups = [
+        group(example, example.replies[0], [student[example.prompt.id] for student in replies.values()], codec)
+        for example in examples
+    ]
     teacher_P, student_PG = independent.score(groups)
-    rows = zip(examples, teacher_P.tolist(), student_PG[:, 0].tolist(), strict=True)
-    write_jsonl(path, ({"id": e.prompt.id, "teacher": teacher, "student": student} for e, teacher, student in rows))
+    for path, student_P in zip(replies, student_PG.unbind(dim=1), strict=True):
+        if not path.exists():
+            rows = zip(examples, teacher_P.tolist(), student_P.tolist(), strict=True)
+            write_jsonl(path, ({"id": e.prompt.id, "teacher": high, "student": low} for e, high, low in rows))
 
 
 def likelihood(path: Path, examples: Sequence[Example], student: StudentTrainer) -> None:

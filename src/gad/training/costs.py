@@ -38,16 +38,22 @@ class Costs:
         return {"flops/student": self.train(rows), **self.layouts()}
 
     def update(
-        self, rows: Sequence[TokenGroup], sampled: Sequence[TokenGroup], reference: Costs | None, *, before: bool
+        self,
+        rows: Sequence[TokenGroup],
+        reference: Costs | None,
+        *,
+        pulled: Sequence[TokenGroup],
+        before: Sequence[TokenGroup],
     ) -> Metrics:
-        """FLOPs and layouts of a policy update on `rows`, of which the reference computes the `sampled` replies.
+        """FLOPs and layouts of a policy update on `rows`.
 
-        before: both have computed the KL term of the rewards too.
+        pulled: replies that the reference computes beside the student; before: those that both have computed before
+        the update.
         """
-        found = {"flops/student": self.train(rows) + before * self.forward(sampled), **self.layouts()}
+        found = {"flops/student": self.train(rows) + self.forward(before), **self.layouts()}
         if reference is not None:
-            # For a KL term in the loss the student's pass has what they have in common.
-            found["flops/reference"] = before * reference.forward(sampled) + reference.forward(sampled, common=False)
+            # Beside the student's pass, which has what they have in common.
+            found["flops/reference"] = reference.forward(before) + reference.forward(pulled, common=False)
         return found
 
     def forward(self, groups: Sequence[TokenGroup], *, predicts: bool = True, common: bool = True) -> float:

@@ -28,21 +28,26 @@ def learning_rate(config: Optimizer, step: int, total_steps: int) -> float:
 
 
 class Updater:
-    """The optimizer of one model's trained weights."""
+    """The optimizer of one model's trained weights. rates: what the learning rate of each is multiplied by."""
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], config: Optimizer, total_steps: int, crew: Crew = ALONE
+        self,
+        parameters: Sequence[nn.Parameter],
+        config: Optimizer,
+        total_steps: int,
+        crew: Crew = ALONE,
+        rates: Sequence[float] | None = None,
     ) -> None:
         self._parameters = list(parameters)
         self._config = config
-        self._total_steps = total_steps
+        self._total_steps = max(1, total_steps)
         self.crew = crew
         # Sharded and whole tensors cannot be updated in one fused call: each kind is a group of its own.
-        kinds: dict[type, list[nn.Parameter]] = {}
-        for parameter in self._parameters:
-            kinds.setdefault(type(parameter.data), []).append(parameter)
+        kinds: dict[tuple[type, float], list[nn.Parameter]] = {}
+        for parameter, rate in zip(self._parameters, rates or [1.0] * len(self._parameters), strict=True):
+            kinds.setdefault((type(parameter.data), rate), []).append(parameter)
         self._adamw = torch.optim.AdamW(
-            [{"params": group} for group in kinds.values()],
+            [{"params": group, "rate": rate} for (_, rate), group in kinds.items()],
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
@@ -63,7 +68,7 @@ class Updater:
         self.broken = [] if finite else self.crew.broken(self._parameters)
         if finite:
             for group in self._adamw.param_groups:
-                group["lr"] = learning_rate(self._config, step, self._total_steps)
+                group["lr"] = group["rate"] * learning_rate(self._config, step, self._total_steps)
             self._adamw.step()
         self.discard()
         return self.norm if finite else None

@@ -145,9 +145,13 @@ class StageRun:
             return nullcontext()
         return traced(self._place.folder, self.stage)
 
+    def batch(self, step: int) -> list[Drawn]:
+        """The batch of a step, counted from 1."""
+        return self._batch(step - 1)
+
     def upcoming(self, step: int) -> list[Drawn] | None:
-        """The batch of a step, counted from 1; None after the last."""
-        return self._batch(step - 1) if step <= self.total_steps else None
+        """The batch of a step; None after the last."""
+        return self.batch(step) if step <= self.total_steps else None
 
     def drawn(self) -> list[Example]:
         """The examples that the stage meets from its first step to its last, each once."""

@@ -97,9 +97,13 @@ class StudentTrainer:
     def update(self, groups: Sequence[RolloutGroup], advantages_PG: Tensor, objective: PolicyObjective) -> Metrics:
         """One policy-gradient update on freshly sampled replies; the ids are those that were sampled.
 
-        With a cross-entropy weight the teacher's reply rides along as one more reply of its prompt.
+        With a cross-entropy weight the teacher's reply rides along as one more reply of its prompt. A reference that
+        nothing pulls to (a KL term of weight 0) is only watched, on the step's first prompt.
         """
         started = time.perf_counter()
+        pulled = self._reference is not None and objective.kl.weight > 0
+        watched = () if self._reference is None or pulled else groups[:1]
+        watched_kl = self._kl_sums(watched, objective).sum().item() if watched else 0.0
         mixed = objective.cross_entropy_weight > 0
         rows = [self._policy_row(group, with_teacher=mixed) for group in groups]
         sampled = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
@@ -121,13 +125,15 @@ class StudentTrainer:
             "tokens/student": sums.tokens,
             **self._costs.update(
                 rows,
-                [self._policy_row(group, with_teacher=False) for group in groups],
                 self._reference_costs,
-                before=objective.kl.place == "reward",
+                pulled=self._sampled_rows(groups if pulled else ()),
+                before=self._sampled_rows(groups if objective.kl.in_reward else watched),
             ),
         }
-        if self._reference is not None:
+        if pulled:
             metrics["student/kl_to_reference"] = sums.kl / sampled
+        elif watched:
+            metrics["student/kl_to_reference"] = watched_kl / sum(len(each.token_ids) for each in watched[0].rollouts)
         if all(rollout.logps for group in groups for rollout in group.rollouts):
             metrics["rollout/logp_gap"] = sums.logp_gap / sampled
         if objective.importance_cap is not None:
@@ -141,9 +147,12 @@ class StudentTrainer:
     @everywhere("measuring the distance to the reference")
     def kl_sums(self, groups: Sequence[RolloutGroup], objective: PolicyObjective) -> Tensor:
         """KL estimates (P, G) summed over each reply, under the weights as they are: for a KL term in the reward."""
+        return self._kl_sums(groups, objective)
+
+    def _kl_sums(self, groups: Sequence[RolloutGroup], objective: PolicyObjective) -> Tensor:
         assert self._reference is not None
         sums_PG = torch.zeros(len(groups), len(groups[0].rollouts))
-        rows = [self._policy_row(group, with_teacher=False) for group in groups]
+        rows = self._sampled_rows(groups)
         with torch.no_grad():
             for part in self._batcher.micro_batches(rows):
                 mask_BT = part.batch.readout.mask_BL
@@ -182,7 +191,7 @@ class StudentTrainer:
         read_N = predictors(part.batch.readout)
         below = self.member.below(part.batch)
         reference_BT = None
-        if self._reference is not None:
+        if self._reference is not None and objective.kl.weight > 0:
             with torch.no_grad(), self._reference.using():
                 states_MH = self._reference.passes.states(part.batch, read_N, below)
                 reference_BT, _ = self._read(self._reference, states_MH, sampled, objective.temperature)
@@ -196,7 +205,7 @@ class StudentTrainer:
             if reference_BT is not None:
                 kl_BT = losses.kl(objective.kl, logps_BT, reference_BT, mask_BT)
                 sums.kl = kl_BT.detach().sum().item()
-                if objective.kl.place == "loss" and objective.kl.weight > 0:
+                if objective.kl.in_loss:
                     loss = loss + objective.kl.weight * objectives.token_mean(kl_BT, mask_BT, totals.tokens)
             if part.imitated is not None:
                 teacher_BT, _ = self._read(self.member, states_MH, part.imitated, 1.0)
@@ -218,6 +227,9 @@ class StudentTrainer:
     def _imitation_row(self, prompt: Prompt, reply: TeacherReply) -> TokenGroup:
         encoded = self._codec.reply_ids(reply.text, finished=reply.finished)
         return TokenGroup(self._codec.prompt_ids(prompt), (encoded.token_ids,))
+
+    def _sampled_rows(self, groups: Sequence[RolloutGroup]) -> list[TokenGroup]:
+        return [self._policy_row(group, with_teacher=False) for group in groups]
 
     def _policy_row(self, group: RolloutGroup, *, with_teacher: bool) -> TokenGroup:
         replies = [rollout.token_ids for rollout in group.rollouts]

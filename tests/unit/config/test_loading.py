@@ -50,7 +50,7 @@ MISTAKES = {
     ),
     "key of another kind": (
         "discriminator: {kind: shared, model: m}",
-        "run.yaml:6: unknown key discriminator.model; it belongs to kind: own; here are: kind, layer",
+        "run.yaml:6: unknown key discriminator.model; it belongs to kind: own; here are: head_rate, kind, layer",
     ),
     "dotted key": (
         "compute.threads: 1",
@@ -189,6 +189,14 @@ MISTAKES = {
         "adversarial:\n  epochs: 1\n  replies_per_prompt: 1",
         "run.yaml:8: adversarial: replies_per_prompt=1: one reply has no baseline; use 2 or more",
     ),
+    "more to learn from than there are": (
+        "adversarial:\n  epochs: 1\n  trained_replies: 9",
+        "run.yaml:8: adversarial: trained_replies=9: use 2 to 8, which is `replies_per_prompt`, or null for all",
+    ),
+    "nothing to compare it with": (
+        "adversarial:\n  epochs: 1\n  trained_replies: 1",
+        "run.yaml:8: adversarial: trained_replies=1: use 2 to 8, which is `replies_per_prompt`, or null for all",
+    ),
     "greedy training": (
         "adversarial:\n  sampling:\n    temperature: 0",
         "run.yaml:8: adversarial: sampling.temperature=0: greedy replies of a group are all alike",
@@ -242,6 +250,7 @@ OVERRIDES = {
     "adversarial.batch_size=0": "override adversarial.batch_size should be greater than 0 (got 0)",
     "adversarial.student.learning_rate=.nan": "override adversarial.student.learning_rate should be a finite number",
     "adversarial.replies_per_prompt=1": "override adversarial.replies_per_prompt=1: one reply has no baseline; use 2",
+    "adversarial.trained_replies=9": "override adversarial.trained_replies=9: use 2 to 8, which is",
     "adversarial={replies_per_prompt: 1, epochs: 1}": "override adversarial: replies_per_prompt=1: one reply has no",
     "adversarial.sampling.temperature=0": "override adversarial.sampling.temperature=0: greedy replies of a group are",
     "warmup.phases=[]": "override warmup.phases is empty: write warmup: null to skip",

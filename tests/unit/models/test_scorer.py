@@ -80,6 +80,9 @@ def test_state_holds_adapter_and_head() -> None:
     two.load(one.state())
     assert scores(one) == scores(two)
     assert len(one.parameters()) == len(one.state()) == 57
+    assert one.rates() == [1.0] * 57
+    faster = Scorer(first, game.codec(), layer=None, like_student=True, head_rate=3.0)
+    assert faster.rates() == [3.0 if name == "score_head" else 1.0 for name in faster.names()]
     with pytest.raises(ModelError, match="weights of another model"):
         two.load({name: tensor for name, tensor in one.state().items() if "layers.0" not in name})
 

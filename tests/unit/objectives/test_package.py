@@ -26,5 +26,5 @@ def test_every_public_function_of_a_public_module_is_exported():
         for name, value in inspect.getmembers(module, inspect.isfunction)
         if value.__module__ == module.__name__ and not name.startswith("_")
     }
-    assert len(modules) == 6
+    assert len(modules) == 7
     assert defined == set(gad.objectives.__all__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -415,6 +417,22 @@ def test_draws_by_hand() -> None:
     uniform = torch.tensor([0.0, 0.09, 0.11, 0.49, 0.51, 0.54, 0.56, 0.79, 0.81, 0.999], dtype=torch.float64)
     ids = local._inverse_cdf(PROBS.double().expand(10, -1), uniform)
     assert ids.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_draws_over_many_blocks_of_the_vocabulary() -> None:
+    """Shares of a 4,096th add up without rounding, so every draw is known, those on an edge too."""
+    vocabulary = 2 * local.BLOCK + 77
+    weights = [0] * vocabulary
+    for token in (3, local.BLOCK - 1, local.BLOCK, 2 * local.BLOCK, vocabulary - 1):
+        weights[token] = 500 + token
+    weights[vocabulary - 2] = 4096 - sum(weights)
+    ends = list(itertools.accumulate(weights))
+    steps = range(0, 4096, 7)
+    expected = [bisect.bisect_right(ends, step) for step in [*steps, *ends[:-1]]]
+    uniform = torch.tensor([step / 4096 for step in [*steps, *ends[:-1]]], dtype=torch.float64)
+    probs = (torch.tensor(weights) / 4096).expand(len(uniform), -1)
+    assert local._inverse_cdf(probs, uniform).tolist() == expected
+    assert set(expected) == {token for token, weight in enumerate(weights) if weight}
 
 
 def test_greedy_takes_the_first_of_the_likeliest_and_its_log_probability() -> None:

@@ -49,14 +49,14 @@ def distinct(groups: Sequence[RolloutGroup]) -> list[Lengths]:
     return found
 
 
-def objective(place: str, cross_entropy: float = 0.0) -> PolicyObjective:
-    kl = Kl.model_validate({"weight": 0.1, "place": place})
+def objective(place: str, cross_entropy: float = 0.0, kl_weight: float = 0.1) -> PolicyObjective:
+    kl = Kl.model_validate({"weight": kl_weight, "place": place})
     return PolicyObjective(Clipped(), kl, cross_entropy, game.TEMPERATURE, game.LIMIT)
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 def test_operations_of_a_step(layout: str) -> None:
-    """The same in every layout. KL in the reward costs a pass of either more."""
+    """The same in every layout. KL in the reward costs a pass of either more; of weight 0, only of the first prompt."""
     groups, players = game.groups(), game.players("qwen2")
     network = players["student"].network
     student, _ = game.student(players["student"], game.batcher(network.config, layout), players["reference"])
@@ -70,6 +70,10 @@ def test_operations_of_a_step(layout: str) -> None:
     found = student.update(groups, advantages_PG, objective("reward", cross_entropy=0.5))
     assert found["flops/student"] == own.train(lengths(groups, teacher=True)) + own.forward(lengths(groups))
     assert found["flops/reference"] == 2 * own.forward(lengths(groups))
+    for place in ("loss", "reward"):
+        found = student.update(groups, advantages_PG, objective(place, kl_weight=0.0))
+        assert found["flops/student"] == own.train(lengths(groups)) + own.forward(lengths(groups[:1]))
+        assert found["flops/reference"] == own.forward(lengths(groups[:1]))
     imitated = student.imitate([(group.example, group.teacher) for group in groups])
     taught = [(prompt, replies[-1:]) for prompt, replies in lengths(groups, teacher=True)]
     assert imitated["flops/student"] == own.train(taught)

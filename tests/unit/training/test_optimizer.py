@@ -77,6 +77,22 @@ def test_steps_follow_the_formula() -> None:
         assert all(parameter.grad is None for parameter in parameters)
 
 
+def test_a_rate_of_its_own_multiplies_every_step() -> None:
+    """Adam's step does not depend on the gradient's size, so ten times the rate is ten times the way."""
+    config = Optimizer(learning_rate=1e-3, schedule="linear", weight_decay=0.0, max_grad_norm=100.0)
+    plain, mixed = weights(), weights()
+    before = [parameter.detach().clone() for parameter in plain]
+    updaters = [Updater(plain, config, 4), Updater(mixed, config, 4, rates=[1.0, 10.0])]
+    for step in (1, 2, 3):
+        for parameters, updater in zip((plain, mixed), updaters, strict=True):
+            give_gradients(parameters, step)
+            updater.step(step)
+    assert torch.equal(plain[0], mixed[0])
+    torch.testing.assert_close(mixed[1] - before[1], 10.0 * (plain[1] - before[1]), rtol=1e-9, atol=0.0)
+    with pytest.raises(ValueError, match="shorter"):
+        Updater(plain, config, 4, rates=[1.0])
+
+
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_what_is_not_finite_changes_nothing(bad: float) -> None:
     parameters = weights()

@@ -286,6 +286,27 @@ def test_a_student_equal_to_its_reference_has_no_kl() -> None:
     assert metrics["student/kl_to_reference"] == pytest.approx(0.0, abs=1e-7)
 
 
+def test_a_reference_that_nothing_pulls_to_is_watched_on_the_first_prompt() -> None:
+    members = game.players("qwen2", dtype=torch.float64)
+    trainer = student(members["student"], members["reference"])
+    objective = PolicyObjective(Clipped(), Kl(weight=0.0), 0.0, game.TEMPERATURE, game.LIMIT)
+    first = game.groups()[0]
+    prompt = game.codec().prompt_ids(first.example.prompt)
+    policy, frozen = (plain.Plain("qwen2", members[name], game.LORA) for name in ("student", "reference"))
+    expected = [
+        math.exp(r.item() - p.item()) - (r.item() - p.item()) - 1
+        for rollout in first.rollouts
+        for p, r in zip(
+            policy.logps(prompt, rollout.token_ids, game.TEMPERATURE),
+            frozen.logps(prompt, rollout.token_ids, game.TEMPERATURE),
+            strict=True,
+        )
+    ]
+    metrics = trainer.update(game.groups(), torch.ones(4, 3), objective)
+    assert metrics["student/kl_to_reference"] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert metrics["student/kl_to_reference"] > 0
+
+
 def test_a_teacher_reply_of_which_nothing_fits() -> None:
     """One token may be written, the reply begins with a character of four: an empty row is no error, and no news."""
     members = players(game.LORA)
