@@ -32,7 +32,6 @@ SHORT = (
     "adversarial.batch_size=8",
     "adversarial.replies_per_prompt=8",
     "adversarial.trained_replies=2",
-    "adversarial.student.learning_rate=8.0e-4",
     "adversarial.student.schedule=constant",
     "adversarial.student.warmup_steps=1",
     "adversarial.discriminator.learning_rate=1.0e-3",
@@ -57,21 +56,23 @@ FORMS = {
     ),
     "small": (
         *SHORT,
-        "seqkd.epochs=0.32",
+        "seqkd.epochs=0.2667",
         "warmup.phases.0.epochs=1",
         "warmup.phases.1.epochs=0.24",
-        "adversarial.steps=12",
+        "adversarial.steps=10",
+        "adversarial.student.learning_rate=8.0e-4",
         "evaluation.max_prompts=48",
         "evaluation.independent.epochs=0.4",
     ),
     "brief": (
         *SHORT,
-        "seqkd.epochs=0.2133",
+        "seqkd.epochs=0.16",
         "warmup.phases.0.epochs=0.5",
         "warmup.phases.1.epochs=0.16",
-        "adversarial.steps=8",
-        "evaluation.max_prompts=32",
-        "evaluation.independent.epochs=0.16",
+        "adversarial.steps=6",
+        "adversarial.student.learning_rate=1.0e-3",
+        "evaluation.max_prompts=24",
+        "evaluation.independent.epochs=0.12",
     ),
     "least": (
         *SHORT,
@@ -79,6 +80,7 @@ FORMS = {
         "warmup.phases.0.epochs=0.4",
         "warmup.phases.1.epochs=0.16",
         "adversarial.steps=4",
+        "adversarial.student.learning_rate=5.0e-4",
         "evaluation.max_prompts=20",
         "evaluation.independent.epochs=0.1",
     ),
@@ -87,9 +89,9 @@ FORMS = {
 
 ROWS = 16
 PROMPTS, SETS, ARMS = 300, 2, 3
-BATCH, SAMPLED = 0.9, 0.02
-CRITIC_ROW, STUDENT_ROW, REFERENCE_ROW, INDEPENDENT_ROW, SCORED, LIKELIHOOD = 0.016, 0.045, 0.02, 0.023, 0.01, 0.022
-SHORT_ROW, REST = 0.8, 7.0
+BATCH, SAMPLED = 0.7, 0.018
+CRITIC_ROW, STUDENT_ROW, REFERENCE_ROW, INDEPENDENT_ROW, SCORED, LIKELIHOOD = 0.012, 0.034, 0.017, 0.02, 0.008, 0.02
+SHORT_ROW, REST = 0.85, 6.5
 """What else there is, in steps of imitation of 16 rows: a batch of replies of 64 tokens, and each of them; a row of the
 discriminator's update, of the student's, of the reference's part in it, of the independent discriminator's update; a
 reply scored, a likelihood; a row without a system prompt, of one with it; all the rest. From the `time/*` of a
