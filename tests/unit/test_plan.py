@@ -37,12 +37,19 @@ def test_steps_batches_and_replies_by_hand(tmp_path: Path) -> None:
     assert plan["warmup"]["phases"] == "discriminator 1 steps, both 2 steps"
     assert plan["warmup"]["replies sampled"] == f"{3 * 4 * 2}, at most {3 * 4 * 2 * 24:,} tokens"
     assert plan["adversarial"]["replies a step"] == "3 x 3 = 9"
+    assert "the student learns from" not in plan["adversarial"]
     assert plan["adversarial"]["steps"] == "3 (0.75 epochs)"
     assert plan["adversarial"]["replies sampled"] == f"27, at most {27 * 24:,} tokens"
     assert plan["adversarial"]["longest row"] == "152 tokens; budget of a micro-batch 4,096"
     assert plan["evaluation"]["students"] == "base, seqkd, gad"
     assert plan["evaluation"]["replies"] == str(3 * (5 + 4))
     assert plan["evaluation"]["independent discriminator"] == "2 steps of 4 prompts, each with 2 samples"
+
+
+def test_the_replies_that_the_student_learns_from_are_said(tmp_path: Path) -> None:
+    settings = {**runs.run_config(tmp_path, "no/model").model_dump()["adversarial"], "trained_replies": 2}
+    plan = lines(runs.run_config(tmp_path, "no/model", adversarial=settings))
+    assert plan["adversarial"]["the student learns from"] == "3 x 2 = 6 of them"
 
 
 def test_a_quantized_base_is_said(tmp_path: Path) -> None:

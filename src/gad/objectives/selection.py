@@ -13,7 +13,7 @@ from gad.objectives._tensors import require, widen
 def most_varied(rewards_PG: Tensor, count: int) -> Tensor:
     """Indices (P, K) of the `count` replies of each group whose rewards have the greatest variance, in order.
 
-    Those are some of the lowest and the rest of the highest ones (arXiv 2504.13818, Theorem 1), so `count` + 1 ways of
+    Those are some of the lowest and the rest of the highest ones (arXiv 2504.13818), so `count` + 1 ways of
     sharing are compared. Two of a group: its worst and its best reply. Where several ways are level, the one with fewer
     low ones is taken; of equal rewards, earlier replies count as lower. A reward that is NaN or inf is kept, so that it
     stays visible. ValueError when `count` is not from 2 to G.

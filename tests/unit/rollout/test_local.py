@@ -424,7 +424,7 @@ def test_draws_over_many_blocks_of_the_vocabulary() -> None:
     vocabulary = 2 * local.BLOCK + 77
     weights = [0] * vocabulary
     for token in (3, local.BLOCK - 1, local.BLOCK, 2 * local.BLOCK, vocabulary - 1):
-        weights[token] = 500 + token
+        weights[token] = 300 + token
     weights[vocabulary - 2] = 4096 - sum(weights)
     ends = list(itertools.accumulate(weights))
     steps = range(0, 4096, 7)
