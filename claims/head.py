@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 10.0, 30.0])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6, help="updates of each discriminator")
-    parser.add_argument("--replies", type=int, default=2, help="to each prompt")
+    parser.add_argument("--replies", type=int, default=4, help="to each prompt")
     parser.add_argument("--work", type=Path, default=Path("runs/claims-head"))
     parser.add_argument("--out", type=Path, default=ROOT / WRITTEN)
     parser.add_argument("overrides", nargs="*", help="key.path=value")

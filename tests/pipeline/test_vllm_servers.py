@@ -56,7 +56,7 @@ def test_a_run_with_servers_is_the_run_without(tmp_path: Path) -> None:
         assert theirs[0][name] == pytest.approx(ours[0][name], rel=2e-3, abs=2e-4), name
     stepped = [row for row in runs.metrics(served) if row["stage"] == "adversarial"]
     assert len(stepped) == 3
-    assert all(row["rollout/logp_gap"] < 1e-3 for row in stepped)
+    assert max(row["rollout/logp_gap"] for row in stepped) < 1e-3
     assert all(row["rollout/importance_mean"] == pytest.approx(1.0, abs=1e-3) for row in stepped)
     assert all(row["rollout/importance_capped"] == 0.0 for row in stepped)
     assert len(answers) > 25

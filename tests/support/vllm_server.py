@@ -166,11 +166,13 @@ class VllmServer:
             await asyncio.sleep(3600)
         if isinstance(fault, Response):
             return fault
-        if body["model"] not in (*self.behaviour.names, *self.adapters):
+        if not self._knows(body["model"]):
             return _error(404, f"The model `{body['model']}` does not exist.")
         if len(body["prompt"]) >= self.behaviour.context:
             return _error(400, f"maximum context length is {self.behaviour.context} tokens")
         answer = await asyncio.to_thread(self._sample, body)
+        if answer is None:  # started again while this was waiting for its turn
+            return _error(404, f"The model `{body['model']}` does not exist.")
         if self.behaviour.mangle is not None:
             self.behaviour.mangle(answer)
         return JSONResponse(answer)
@@ -276,12 +278,17 @@ class VllmServer:
             member.load(self._tensors(adapter))
         return Loaded(network, member)
 
-    def _sample(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _knows(self, name: str) -> bool:
+        return name in (*self.behaviour.names, *self.adapters)
+
+    def _sample(self, body: dict[str, Any]) -> dict[str, Any] | None:
         prompt_ids = tuple(body["prompt"])
         limit = min(body["max_tokens"], self.behaviour.context - len(prompt_ids))
         request = engine.Request(Prompt.from_text("x", "x"), prompt_ids, (body["seed"],))
         sampling = Sampling(temperature=body["temperature"], top_p=body["top_p"], top_k=max(0, body["top_k"]))
         with self._lock:
+            if not self._knows(body["model"]):
+                return None
             loaded = self._engine(body["model"])
             made = LocalEngine(loaded.network, tiny.codec(), max_reply_tokens=limit, rows_per_batch=1, plain=None)
             made.load_weights(loaded.member, version=0)

@@ -45,7 +45,7 @@ class Sampler:
         """As `groups` for each of (step, batch), all sampled side by side. The first one's figures have the time."""
         started = time.perf_counter()
         requests = [self._requests(batch, step) for step, batch in batches]
-        replies = iter(self.engine.generate([each for part in requests for each in part], self.sampling))
+        replies = iter(self.engine.begin([each for part in requests for each in part], self.sampling)())
         seconds = [time.perf_counter() - started, *(0.0 for _ in batches[1:])]
         return [
             self._ready(batch, part, list(islice(replies, len(part))), spent).groups()
