@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,9 @@ def main() -> None:
     """Measure, write the file and the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 10.0, 30.0])
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=6, help="updates of each discriminator")
-    parser.add_argument("--replies", type=int, default=4, help="to each prompt")
+    parser.add_argument("--replies", type=int, default=2, help="to each prompt")
     parser.add_argument("--work", type=Path, default=Path("runs/claims-head"))
     parser.add_argument("--out", type=Path, default=ROOT / WRITTEN)
     parser.add_argument("overrides", nargs="*", help="key.path=value")
@@ -94,7 +95,7 @@ def main() -> None:
         config = load(ROOT / RECIPE, [*place, *stages, *words.overrides])
         rows += measured(config, words.rates, words.steps, words.replies)
     summary = summarized(rows, words.rates)
-    said = " ".join(["python -m claims.head", *words.overrides])
+    said = " ".join(["python -m claims.head", *sys.argv[1:]])
     write_json(words.out, {**provenance(RESTS_ON, said), "summary": summary, "rows": rows})
     if words.out == ROOT / WRITTEN:
         arms.write_between(ROOT / PAGE, MARKS, table(summary))

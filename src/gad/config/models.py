@@ -89,7 +89,7 @@ class SharedDiscriminator(Section):
     """Read the score after this layer instead of the last one: half the depth costs half as much."""
     head_rate: PositiveFloat = 10.0
     """The scalar head's learning rate over that of the rest, in the evaluation's discriminator too. The head starts at
-    zero: at the rest's rate it holds the discriminator back (docs/algorithm.md has both)."""
+    zero: at the rest's rate scores stay small for long, and the loss near ln 2 (docs/algorithm.md has both)."""
 
 
 class OwnDiscriminator(Section):
