@@ -9,7 +9,6 @@ pair is the teacher's. Here they differ in `discriminator.head_rate` alone. Pair
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 from claims import arms
 from claims.evidence import ROOT, provenance
-from claims.layers import RECIPE, SETS, Row, prepared, row, share
+from claims.layers import RECIPE, SETS, Row, parser, prepared, row, share
 from gad.config.loading import load
 from gad.config.run import RunConfig
 from gad.judging.statistics import bootstrap_mean, paired_difference
@@ -79,15 +78,10 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Measure, write the file and the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 10.0, 30.0])
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=6, help="updates of each discriminator")
-    parser.add_argument("--replies", type=int, default=2, help="to each prompt")
-    parser.add_argument("--work", type=Path, default=Path("runs/claims-head"))
-    parser.add_argument("--out", type=Path, default=ROOT / WRITTEN)
-    parser.add_argument("overrides", nargs="*", help="key.path=value")
-    words = parser.parse_args()
+    made = parser("head", __doc__ or "", steps=6, replies=2, out=WRITTEN)
+    made.add_argument("--rates", type=float, nargs="+", default=[1.0, 10.0, 30.0])
+    made.add_argument("--seeds", type=int, default=1)
+    words = made.parse_args()
     stages = ["seqkd=null", "adversarial=null", "warmup.phases=[{train: student, steps: 20}]", "warmup.batch_size=8"]
     rows: list[Row] = []
     for seed in range(words.seeds):

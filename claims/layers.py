@@ -14,6 +14,7 @@ import argparse
 import os
 import random
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from torch.nn.functional import softplus
 
+from claims import arms
 from claims.evidence import ROOT, provenance
 from gad.arms import Arms
 from gad.build import Workshop
@@ -39,7 +41,7 @@ from gad.progress import Lines
 from gad.records import Example, RolloutGroup
 from gad.seeds import stable_seed
 from gad.signals import StopRequest
-from gad.storage import write_json, write_text
+from gad.storage import write_json
 from gad.training.batching import Batcher
 from gad.training.discriminator import DiscriminatorTrainer
 from gad.training.optimizer import Updater
@@ -166,27 +168,31 @@ def share(found: Mapping[str, float], form: str = ".2f") -> str:
     return f"{found['value']:{form}} ({found['low']:{form}} to {found['high']:{form}})"
 
 
+def parser(name: str, says: str, *, steps: int, replies: int, out: Path) -> argparse.ArgumentParser:
+    """What claims about discriminators can be asked for."""
+    made = argparse.ArgumentParser(prog=f"python -m claims.{name}", description=says.partition("\n")[0])
+    made.add_argument("--steps", type=int, default=steps, help="updates of each discriminator")
+    made.add_argument("--replies", type=int, default=replies, help="to each prompt")
+    made.add_argument("--work", type=Path, default=Path(f"runs/claims-{name}"))
+    made.add_argument("--out", type=Path, default=ROOT / out)
+    made.add_argument("overrides", nargs="*", help="key.path=value")
+    return made
+
+
 def main() -> None:
     """Measure, write the file and the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--layers", type=int, nargs="+", default=[10, 15, 20, 30])
-    parser.add_argument("--steps", type=int, default=8, help="updates of each discriminator")
-    parser.add_argument("--replies", type=int, default=1, help="to each prompt")
-    parser.add_argument("--work", type=Path, default=Path("runs/claims-layers"))
-    parser.add_argument("--out", type=Path, default=ROOT / WRITTEN)
-    parser.add_argument("overrides", nargs="*", help="key.path=value")
-    words = parser.parse_args()
-    arms = ["seqkd=null", "adversarial=null", "warmup.phases=[{train: student, steps: 10}]"]
+    made = parser("layers", __doc__ or "", steps=8, replies=1, out=WRITTEN)
+    made.add_argument("--layers", type=int, nargs="+", default=[10, 15, 20, 30])
+    words = made.parse_args()
+    stages = ["seqkd=null", "adversarial=null", "warmup.phases=[{train: student, steps: 10}]"]
     place = [f"runs_dir={words.work}", "name=layers", "compute.threads=1"]
-    config = load(ROOT / RECIPE, [*place, *arms, *words.overrides])
+    config = load(ROOT / RECIPE, [*place, *stages, *words.overrides])
     rows = measured(config, words.layers, words.steps, words.replies)
     summary = summarized(rows)
-    said = " ".join(["python -m claims.layers", *words.overrides])
+    said = " ".join(["python -m claims.layers", *sys.argv[1:]])
     write_json(words.out, {**provenance(RESTS_ON, said), "summary": summary, "rows": rows})
-    page = (ROOT / PAGE).read_text(encoding="utf-8")
     if words.out == ROOT / WRITTEN:
-        before, after = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
-        write_text(ROOT / PAGE, before + MARKS[0] + table(summary) + MARKS[1] + after)
+        arms.write_between(ROOT / PAGE, MARKS, table(summary))
     print(table(summary))
 
 

@@ -176,8 +176,7 @@ class Evaluation:
     def _score(self, jobs: list[Job]) -> None:
         """Have the independent discriminator score what it has not scored.
 
-        Replies to a set are scored together, those that have their scores too: so a stop in between changes nothing,
-        not even by rounding.
+        Replies to a set are scored together, also those that have their scores: a stop in between changes no rounding.
         """
         paths = {job: scores_path(self.folder, job.student, job.set.name, job.decoding.name) for job in jobs}
         waiting = [part for part in self._side_by_side(jobs) if not all(paths[job].exists() for job in part)]
