@@ -39,7 +39,7 @@ def test_two_are_the_worst_and_the_best_of_each_group() -> None:
         ([0.0, 1.0, 2.0, 9.0], [0, 1, 3]),  # the one far above, and two from the crowd below
         ([0.0, 7.0, 8.0, 9.0], [0, 2, 3]),
         ([0.0, 1.0, 2.0, 3.0], [0, 2, 3]),  # level: fewer low ones
-        ([5.0, 5.0, 5.0, 5.0], [1, 2, 3]),
+        ([5.0, 5.0, 5.0, 5.0], [0, 2, 3]),
     ],
 )
 def test_three_of_four(rewards: list[float], kept: list[int]) -> None:
