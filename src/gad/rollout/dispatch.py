@@ -1,7 +1,9 @@
 """Replies from several servers: each is asked for until it is there once, whatever becomes of a server meanwhile.
 
 A job is in the queue, with one server, or done. A server that fails gives its jobs back, and is taken in again when
-it answers, has the right model and holds the right weights; one that is unfit is left out for good.
+it answers, has the right model and holds the right weights; one that is unfit is left out for good. A reply to an
+adapter's name is of that adapter. Where a server's whole weights are changed a reply says nothing of them: it counts
+once the server has been asked again and still holds those that it was given.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ class Dispatcher:
         self._width, self._health_seconds, self._patience = width, health_seconds, patience_seconds
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
         self._left = len(jobs)
-        self._done = asyncio.Event()
+        self._unconfirmed: dict[str, list[Job]] = {server.url: [] for server in servers}
+        self._answered, self._done = asyncio.Event(), asyncio.Event()
         self._error: RolloutError | None = None
         self._up: set[str] = set()
 
@@ -111,10 +114,12 @@ class Dispatcher:
                 except Unfit as error:
                     server.dropped, server.trouble = True, str(error)
                     self.counts.dropped += 1
+                    self._take_back(server)
                     return
                 except Away as error:
                     server.trouble = str(error)
                     self.counts.outages += server.url in self._up
+                    self._take_back(server)
                 finally:
                     self._up.discard(server.url)
                 await asyncio.sleep(pause)
@@ -156,9 +161,38 @@ class Dispatcher:
                 self._give_back(job)
                 raise
             failures[0] = 0
+            if not self._handover.adapter:
+                self._unconfirmed[server.url].append(job)
             self._left -= 1
-            if self._left == 0:
+            self._look_for_the_end()
+
+    def _look_for_the_end(self) -> None:
+        if self._left == 0:
+            self._answered.set()
+            if not any(self._unconfirmed.values()):
                 self._done.set()
+
+    async def _confirmed(self, server: Server) -> bool:
+        """Whether a server still holds the weights that its replies should be of. Raises Away, Rejected."""
+        jobs = self._unconfirmed[server.url]
+        asked = len(jobs)
+        if asked and not await server.holds(self._handover):
+            return False
+        del jobs[:asked]
+        self._look_for_the_end()
+        return True
+
+    def _take_back(self, server: Server) -> None:
+        """Have what was not confirmed sampled again."""
+        jobs = self._unconfirmed[server.url]
+        if not jobs:
+            return
+        for job in jobs:
+            job.reply = None
+            self._give_back(job)
+        self._left += len(jobs)
+        self._answered.clear()
+        jobs.clear()
 
     def _give_back(self, job: Job) -> None:
         self.counts.retried += 1
@@ -175,14 +209,19 @@ class Dispatcher:
         """A server that hangs says nothing: it is known by its silence. Raises Away."""
         missed = 0
         while True:
-            await asyncio.sleep(self._health_seconds)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._answered.wait(), self._health_seconds)
             try:
                 await server.alive()
-                missed = 0
+                holds, missed = await self._confirmed(server), 0
             except (Away, Rejected):
-                missed += 1
+                holds, missed = True, missed + 1
                 if missed >= _FAILURES:
                     raise
+            if not holds:
+                raise Away("has other weights than it was given: it was started again, or another run uses it")
+            if self._answered.is_set():
+                await asyncio.sleep(_PAUSE_SECONDS[0])  # for the others
 
 
 def troubles(servers: Sequence[Server]) -> str:

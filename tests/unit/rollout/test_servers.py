@@ -174,6 +174,33 @@ def test_a_restart_in_the_middle_of_a_step_mixes_no_weights(
         assert engine.counts()["rollout/outages"] == 1.0
 
 
+@pytest.mark.parametrize("sync", ["weights", "nccl"])
+@pytest.mark.parametrize("answered", [1, 3, 6])
+def test_a_restart_that_nobody_noticed_mixes_no_weights(
+    answered: int, sync: str, folder: Path, member: Member, right: Any, tmp_path: Path
+) -> None:
+    """As behind a proxy that keeps connections: no request fails, and replies are of the weights of the start."""
+    with small.serving(folder, Behaviour(), Behaviour()) as servers:
+        engine = engine_for(member, small.settings([server.url for server in servers], tmp_path, sync=sync))
+        engine.load_weights(member, version=1)
+        small.ids(engine, small.requests(1, TEXTS[:1]), FREE)
+        answers = []
+
+        def restart_once(answer: dict[str, Any]) -> None:
+            answers.append(answer)
+            if len(answers) == answered:
+                for server in servers:
+                    server.restart()
+
+        for server in servers:
+            server.behaviour.mangle = restart_once
+        assert small.ids(engine, small.requests(2, TEXTS), FREE) == right
+        counts = engine.counts()
+        assert counts["rollout/outages"] >= 1.0
+        assert counts["rollout/retried"] >= 1.0
+        assert counts["rollout/servers"] == 2.0
+
+
 def test_waiting_for_servers_has_an_end(folder: Path, member: Member, tmp_path: Path) -> None:
     with small.serving(folder, Behaviour(hangs=True)) as (hanging,):
         with pytest.raises(RolloutError, match=r"no vLLM server for 1\.5 s .*patience_seconds") as caught:
