@@ -210,6 +210,10 @@ def test_replies_of_a_student_at_rest_are_sampled_for_several_steps_and_a_stop_i
         asked.clear()
     together, alone, stopped = logs
     assert stopped == together
+    for rows in (together, alone):
+        assert all(row["time/step"] > row["time/sampling"] > 0 for row in rows[1:])
+    for first, second in ((1, 2), (3, 4)):
+        assert together[first]["time/sampling"] == together[second]["time/sampling"]
     assert [row["tokens/sampled"] for row in together[1:]] == [row["tokens/sampled"] for row in alone[1:]]
     for one, other in zip(together, alone, strict=True):
         assert one.get("discriminator/loss", 0.0) == pytest.approx(other.get("discriminator/loss", 0.0), rel=1e-4)

@@ -42,14 +42,14 @@ class Sampler:
         return self.begin(batch, step).groups()
 
     def several(self, batches: Sequence[tuple[int, Sequence[Drawn]]]) -> list[tuple[list[RolloutGroup], Metrics]]:
-        """As `groups` for each of (step, batch), all sampled side by side. The first one's figures have the time."""
+        """As `groups` for each of (step, batch), all sampled side by side; each takes the same share of the time."""
         started = time.perf_counter()
         requests = [self._requests(batch, step) for step, batch in batches]
         replies = iter(self.engine.begin([each for part in requests for each in part], self.sampling)())
-        seconds = [time.perf_counter() - started, *(0.0 for _ in batches[1:])]
+        share = (time.perf_counter() - started) / len(batches)
         return [
-            self._ready(batch, part, list(islice(replies, len(part))), spent).groups()
-            for (_, batch), part, spent in zip(batches, requests, seconds, strict=True)
+            self._ready(batch, part, list(islice(replies, len(part))), share).groups()
+            for (_, batch), part in zip(batches, requests, strict=True)
         ]
 
     def begin(self, batch: Sequence[Drawn], step: int) -> Pending:

@@ -48,7 +48,9 @@ def train(
             if step not in waiting:
                 size = 1 if who == "both" else max(1, side_by_side // (len(batch) * sampler.replies_per_prompt))
                 block = _block(step, ends[phase] - count + 1, ends[phase], size)
-                waiting = dict(zip(block, sampler.several([(each, run.batch(each)) for each in block]), strict=True))
+                sampled = sampler.several([(each, run.batch(each)) for each in block])
+                run.spread(sum(figures["time/sampling"] for _, figures in sampled), block.stop - step)
+                waiting = dict(zip(block, sampled, strict=True))
             groups, reply_metrics = waiting.pop(step)
             metrics += [reply_metrics, discriminator.update(groups)[1]]
         if who != "discriminator":

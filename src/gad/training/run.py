@@ -108,6 +108,7 @@ class StageRun:
         self._note = ""
         self._epoch, self._order = -1, list[int]()
         self._last_time = time.perf_counter()
+        self._shares = list[float]()
 
     @property
     def done(self) -> bool:
@@ -160,12 +161,18 @@ class StageRun:
         }
         return list(met.values())
 
+    def spread(self, seconds: float, steps: int) -> None:
+        """Count seconds of the step that is under way for it and the following steps alike."""
+        self._last_time += seconds
+        self._shares = [seconds / steps] * steps
+
     def log(self, step: int, *metrics: Mapping[str, float]) -> None:
         """One line of `metrics.jsonl`."""
         row: dict[str, Any] = {"stage": self.stage, "step": step, "time": time.time()}
         for part in metrics:
             row.update(part)
-        row["time/step"] = time.perf_counter() - self._last_time
+        shared = self._shares.pop() if self._shares else 0.0
+        row["time/step"] = time.perf_counter() - self._last_time + shared
         row.update(self._work(row))
         self._explain()
         shown = ("discriminator/accuracy_fresh", "reward/mean", "student/cross_entropy", "reply/length_mean")
