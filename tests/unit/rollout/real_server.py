@@ -17,6 +17,7 @@ import httpx2
 TESTS = Path(__file__).resolve().parents[2]
 SWITCHES = (
     "--host 127.0.0.1 --dtype float32 --enforce-eager --max-model-len 256 --max-num-seqs 16 "
+    "--no-enable-chunked-prefill "
     "--served-model-name student --logprobs-mode processed_logprobs --enable-lora --max-lora-rank 16 "
     '--worker-extension-cls support.vllm_gloo.Extension --weight-transfer-config {"backend":"gloo"}'
 )

@@ -136,6 +136,16 @@ def test_replies_come_by_prompt_and_seed_as_many_as_asked_for(engine: Engine) ->
     assert len({reply.token_ids for reply in groups[2]}) > 1
 
 
+def test_prompts_that_are_too_many_to_be_read_at_once(engine: Engine) -> None:
+    """12,000 tokens of them. vLLM reads on in the middle of a prompt, and its CPU build fails at that with seeds."""
+    texts = tuple(f"{index:03d} " + "word " * 36 for index in range(64))
+    wanted = small.requests(1, texts)
+    groups = engine.generate(wanted, FREE)
+    assert sum(len(request.prompt_ids) for request in wanted) > 12_000
+    assert [reply.prompt_id for (reply,) in groups] == list(texts)
+    assert small.ids(engine, wanted[-1:], FREE)[0] == [groups[-1][0].token_ids]
+
+
 def test_replies_end_with_end_of_text_or_at_the_limit(engine: Engine) -> None:
     replies = [reply for group in engine.generate(small.requests(6), FREE) for reply in group]
     for reply in replies:
