@@ -47,6 +47,8 @@ class Behaviour:
     mangle: Any = None
     """Called with every answer to a completion before it is sent."""
     hangs: bool = False
+    missing: tuple[str, ...] = ()
+    """Paths that are not there."""
     spelling_shift: int = 0
     names: tuple[str, ...] = ("student",)
     with_adapters: bool = True
@@ -130,6 +132,8 @@ class VllmServer:
             self.paths.append(path)
             if self.behaviour.hangs:
                 await asyncio.sleep(3600)
+            if path in self.behaviour.missing:
+                return self._none()
             key = self.behaviour.key
             if key and path.startswith("/v1") and request.headers.get("authorization") != f"Bearer {key}":
                 return JSONResponse({"error": "Unauthorized"}, 401)

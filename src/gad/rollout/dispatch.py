@@ -173,7 +173,7 @@ class Dispatcher:
                 self._done.set()
 
     async def _confirmed(self, server: Server) -> bool:
-        """Whether a server still holds the weights that its replies should be of. Raises Away, Rejected."""
+        """Whether a server still holds the weights that its replies should be of. Raises Away."""
         jobs = self._unconfirmed[server.url]
         asked = len(jobs)
         if asked and not await server.holds(self._handover):
@@ -214,7 +214,7 @@ class Dispatcher:
             try:
                 await server.alive()
                 holds, missed = await self._confirmed(server), 0
-            except (Away, Rejected):
+            except Away:
                 holds, missed = True, missed + 1
                 if missed >= _FAILURES:
                     raise

@@ -81,7 +81,10 @@ class Server:
 
     async def alive(self) -> None:
         """Raises Away where the server does not answer in time or says that it is not well."""
-        await self._ask("GET", "/health", seconds=self._expected.health_seconds, reads=False)
+        try:
+            await self._ask("GET", "/health", seconds=self._expected.health_seconds, reads=False)
+        except Rejected as error:
+            raise self._stranger("/health", error) from error
 
     async def inspect(self) -> None:
         """Raises Away, or Unfit where the model, the vocabulary or the way it was started will not do."""
@@ -125,7 +128,10 @@ class Server:
             return False
         if handover.adapter:
             return any(row["id"] == handover.label for row in await self._listed())
-        told = await self._ask("GET", "/weight_info", seconds=self._expected.health_seconds)
+        try:
+            told = await self._ask("GET", "/weight_info", seconds=self._expected.health_seconds)
+        except Rejected as error:
+            raise self._stranger("/weight_info", error) from error
         return bool(told.get("weight_version") == handover.label)
 
     async def complete(self, wanted: Wanted, handover: Handover) -> Reply:
@@ -145,12 +151,20 @@ class Server:
         return read_reply(answer, name, wanted, self._expected.stop_ids)
 
     async def _listed(self) -> list[dict[str, Any]]:
-        rows = (await self._ask("GET", "/v1/models", seconds=self._expected.health_seconds)).get("data")
+        try:
+            rows = (await self._ask("GET", "/v1/models", seconds=self._expected.health_seconds)).get("data")
+        except Rejected as error:
+            raise self._stranger("/v1/models", error) from error
         if not isinstance(rows, list) or not all(
             isinstance(row, dict) and isinstance(row.get("id"), str) for row in rows
         ):
             raise Unfit("does not list its models as vLLM does at /v1/models: is it a vLLM server?")
         return rows
+
+    def _stranger(self, path: str, error: Rejected) -> Away | Unfit:
+        """A server that was fit before may be away behind a proxy that answers for it; another one is no vLLM."""
+        said = f"answers {error.status} at {path}"
+        return Away(said, gone=True) if self.compared else Unfit(f"{said}: is it a vLLM server?")
 
     async def _check_vocabulary(self) -> None:
         body = {"model": self._model, "prompt": PROBE_TEXT, "add_special_tokens": False}

@@ -174,6 +174,33 @@ def test_a_restart_in_the_middle_of_a_step_mixes_no_weights(
         assert engine.counts()["rollout/outages"] == 1.0
 
 
+@pytest.mark.parametrize("path", ["/health", "/v1/models"])
+def test_a_web_server_of_another_kind_is_told_from_vllm(path: str, folder: Path, tmp_path: Path) -> None:
+    with small.serving(folder, Behaviour(missing=(path,))) as (server,):
+        config = small.settings([server.url], tmp_path)
+        with pytest.raises(ConfigError, match=f"compute.engine.urls: {server.url} answers 404 at {path}: is it a vLLM"):
+            check(config, expected(config, tiny.codec(), "the-student"))
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/weight_info"])
+def test_a_proxy_that_answers_for_a_server_that_is_away_is_waited_out(
+    path: str, folder: Path, member: Member, right: Any, tmp_path: Path
+) -> None:
+    """It knows no page while the server behind it is started again."""
+    sync = "weights" if path == "/weight_info" else "adapter"
+    with small.serving(folder, Behaviour()) as (server,):
+        engine = engine_for(member, small.settings([server.url], tmp_path, sync=sync, health_seconds=0.2))
+        engine.load_weights(member, version=1)
+        small.ids(engine, small.requests(1, TEXTS[:1]), FREE)
+        server.restart()
+        server.behaviour.missing = (path, "/v1/completions")
+        back = threading.Timer(0.7, lambda: setattr(server.behaviour, "missing", ()))
+        back.start()
+        assert small.ids(engine, small.requests(2, TEXTS), FREE) == right
+        back.join()
+        assert engine.counts()["rollout/servers"] == 1.0
+
+
 @pytest.mark.parametrize("sync", ["weights", "nccl"])
 @pytest.mark.parametrize("answered", [1, 3, 6])
 def test_a_restart_that_nobody_noticed_mixes_no_weights(
