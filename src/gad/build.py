@@ -93,9 +93,9 @@ class Workshop:
         """Samples from the student's network."""
         return engines.engine(self._config, *self._network, self.codec, lambda: self.prompt_limit)
 
-    def check_servers(self) -> None:
-        """Raises ConfigError or RolloutError where vLLM servers are named that will not do, or do not answer."""
-        engines.check_servers(self._config, self.codec)
+    def check_engine(self) -> None:
+        """Raises ConfigError, MissingExtra or RolloutError where who is to sample the replies could not."""
+        engines.check_engine(self._config, self.codec, self.crew)
 
     def visitor(self, model: LocalModel) -> tuple[LocalEngine, Codec]:
         """A model that nobody trains here, to sample from; it is not kept. Raises as `visitor_codec`."""

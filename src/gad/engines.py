@@ -9,15 +9,16 @@ from gad.config.rollout import LocalEngine as LocalConfig
 from gad.config.rollout import VllmEngine as VllmConfig
 from gad.config.rollout import VllmServers
 from gad.config.run import RunConfig
+from gad.crew import Crew
 from gad.models.loading import resolve
 from gad.models.network import Network
 from gad.models.tokens import Codec
+from gad.rollout import inspection, vllm
 from gad.rollout.engine import Engine
-from gad.rollout.inspection import check, expected
+from gad.rollout.inspection import expected
 from gad.rollout.local import LocalEngine
 from gad.rollout.nccl import library
 from gad.rollout.servers import ServerEngine
-from gad.rollout.vllm import VllmEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +38,7 @@ def engine(
             wants = expected(servers, codec, student.model)
             return ServerEngine(network, codec, servers, wants, max_reply_tokens=limit)
         case VllmConfig() as settings:
-            return VllmEngine(
+            return vllm.VllmEngine(
                 network,
                 codec,
                 settings,
@@ -58,10 +59,20 @@ def needs_plain_copy(config: RunConfig) -> bool:
     return config.compute.merge_adapters and isinstance(config.compute.engine, LocalConfig)
 
 
-def check_servers(config: RunConfig, codec: Codec) -> None:
-    """Raises ConfigError or RolloutError where vLLM servers are named that will not do, do not answer, or could not be
-    given weights from here."""
-    if isinstance(servers := config.compute.engine, VllmServers):
-        if servers.sync == "nccl":
-            library()
-        check(servers, expected(servers, codec, config.student.model))
+def check_engine(config: RunConfig, codec: Codec, crew: Crew) -> None:
+    """What would come out at the first reply is said before anything is computed.
+
+    Raises MissingExtra without vLLM where it is asked for, ConfigError or RolloutError where vLLM servers are named
+    that will not do, do not answer, or could not be given weights from here.
+    """
+    match config.compute.engine:
+        case VllmServers() as servers:
+            if servers.sync == "nccl":
+                library()
+            inspection.check(servers, expected(servers, codec, config.student.model))
+        case VllmConfig():
+            vllm.check(crew)
+        case LocalConfig():
+            pass
+        case _:
+            assert_never(config.compute.engine)

@@ -228,8 +228,8 @@ class Pipeline:
         for model in self.config.evaluation.models:
             if isinstance(model, LocalModel):
                 self._shop.visitor_codec(model)
-        if self.config.compute.engine.kind == "vllm_server":
-            self._shop.check_servers()
+        if self.config.compute.engine.kind != "local":
+            self._shop.check_engine()
         if (self.folder / FIGURES).exists():
             return  # answers were bought before, and may be all that is needed
         judges = () if self.config.judging is None else self.config.judging.judges

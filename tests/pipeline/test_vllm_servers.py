@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gad.errors import ConfigError
+from gad.errors import ConfigError, MissingExtra
 from support import runs, tiny
 from support.vllm_server import Behaviour
 from unit.rollout import small
@@ -84,5 +84,16 @@ def test_weights_by_nccl_without_a_gpu_are_refused_before_anything_is_computed(
     tiny.save(tmp_path / "model", "qwen3")
     made = config(tmp_path, "none", {"kind": "vllm_server", "urls": ["http://127.0.0.1:9"], "sync": "nccl"})
     with pytest.raises(ConfigError, match="sync=nccl needs a GPU that trains: write sync: weights, or sync: adapter"):
+        runs.run(made)
+    assert not (made.folder / "metrics.jsonl").exists()
+
+
+def test_vllm_that_is_not_installed_is_told_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gad.rollout.vllm.find_spec", lambda name: None)
+    tiny.save(tmp_path / "model", "qwen3")
+    made = config(tmp_path, "none", {"kind": "vllm"})
+    with pytest.raises(MissingExtra, match=r"pip install 'gad\[vllm\]'"):
         runs.run(made)
     assert not (made.folder / "metrics.jsonl").exists()

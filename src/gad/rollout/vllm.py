@@ -15,6 +15,7 @@ import torch
 
 from gad.config.rollout import VllmEngine as VllmConfig
 from gad.config.training import Sampling
+from gad.crew import Crew
 from gad.errors import ConfigError, MissingExtra, RolloutError, is_out_of_memory
 from gad.models.network import Member, Network
 from gad.models.tokens import Codec
@@ -26,6 +27,16 @@ _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the update uses the same cores
     "VLLM_CONFIGURE_LOGGING": "0",  # a run's output is its own
 }
+
+
+def check(crew: Crew) -> None:
+    """Raises MissingExtra without vLLM, ConfigError for a run of several processes."""
+    if crew.size > 1:
+        raise ConfigError(
+            f"compute.engine.kind=vllm is for a run of one process, this one has {crew.size}: use vllm_server, or local"
+        )
+    if find_spec("vllm") is None:
+        raise MissingExtra("vLLM rollouts", "vllm")
 
 
 class VllmEngine:
@@ -44,16 +55,9 @@ class VllmEngine:
     ) -> None:
         """model: a folder or a Hugging Face name, of the student before training. context: tokens of the longest row.
 
-        Raises MissingExtra without vLLM, ConfigError for a run of several processes, RolloutError where vLLM does not
-        start.
+        Raises what `check` raises, and RolloutError where vLLM does not start.
         """
-        if network.crew.size > 1:
-            raise ConfigError(
-                f"compute.engine.kind=vllm is for a run of one process, this one has {network.crew.size}: use "
-                "vllm_server, or local"
-            )
-        if find_spec("vllm") is None:
-            raise MissingExtra("vLLM rollouts", "vllm")
+        check(network.crew)
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.cpu_cache_gib))
