@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+from gad import depth
 from gad.arms import BASE, Arms
 from gad.build import Workshop
 from gad.collection import Purchase, collect
@@ -53,6 +54,7 @@ class Pipeline:
         owner = self.config.discriminator
         others = [owner.model] if isinstance(owner, OwnDiscriminator) else []
         identity.settled(self.folder, [self.config.student.model, *others])
+        depth.check(self.config)
         if news and self.config.student.dtype == "auto":
             self._progress.say(f"arithmetic: {auto} on {shop.device.type} (student.dtype: auto)")
         return shop

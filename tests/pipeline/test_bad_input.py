@@ -179,7 +179,23 @@ SETTINGS: dict[str, tuple[tuple[str, ...], int, str]] = {
         "prompt.max_reply_tokens, or take a model with a longer context",
     ),
     "micro-batch": (("compute.tokens_per_micro_batch=16",), 2, "or more"),
-    "layer": (("discriminator.layer=9",), 1, "layer 9: the model has 4 layers; lower discriminator.layer"),
+    "layer": (("discriminator.layer=5",), 2, "discriminator.layer=5: "),
+    "layer of the evaluation's": (
+        ("evaluation.independent.layer=9",),
+        2,
+        "/model has 4 layers; lower it, or leave it out",
+    ),
+    "layer of an own discriminator": (
+        ("discriminator={kind: own, model: MODEL, layer: 9}",),
+        2,
+        "discriminator.layer=9: ",
+    ),
+    "first layer": (("student.tuning.first_layer=4",), 2, "student.tuning.first_layer=4: "),
+    "first layer of an own discriminator": (
+        ("discriminator={kind: own, model: MODEL, tuning: {kind: lora, first_layer: 7}}",),
+        2,
+        "discriminator.tuning.first_layer=7: ",
+    ),
     "targets": (("student.tuning.targets=[nope]",), 1, "student.tuning.targets=('nope',): Target modules {'nope'}"),
     "package": (("student.model=package:not-there",), 1, "package not-there is not installed: pip install"),
     "gguf": (("student.model=not-there.gguf",), 1, "not-there.gguf: no such file"),
@@ -197,7 +213,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], int, str]] = {
 def test_a_setting_that_cannot_be_met(name: str, tmp_path: Path, model: Path) -> None:
     overrides, expected, said = SETTINGS[name]
     file = run_file(tmp_path, model)
-    code, lines = gad("run", file, *overrides)
+    code, lines = gad("run", file, *(override.replace("MODEL", str(model)) for override in overrides))
     assert code == expected
     assert said in only_error(lines)
     assert not list((tmp_path / "runs").glob("tiny/checkpoints/*"))

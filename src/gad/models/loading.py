@@ -115,6 +115,16 @@ def load_model(
     return loaded
 
 
+def layers(reference: str, *, trust_remote_code: bool = False) -> int | None:
+    """How many a model has, by its config, without its weights; None where that cannot be read: to load it says why."""
+    try:
+        config = AutoConfig.from_pretrained(resolve(reference), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError):
+        return None
+    found = getattr(config.get_text_config(), "num_hidden_layers", None)
+    return found if isinstance(found, int) else None
+
+
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
     """Raises ModelError where the tokenizer knows tokens that the model has no embedding for."""
     embeddings: Any = model.get_input_embeddings()
