@@ -42,9 +42,29 @@ SHORT = (
     "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
 )
 """For slow machines: no system prompt of the template's own, replies cut behind the teacher's longest (49 tokens), one
-warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast, and few steps of
-the game. In each 64 replies are sampled and scored, because fewer take nearly as long, and the student learns from the
-worst and the best one to each prompt, with half the cross-entropy mixed in: a pull back to the teacher's replies."""
+warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast, and as many steps
+of the game as there is time for. In each 64 replies are sampled and scored, because fewer take nearly as long, and the
+student learns from the worst and the best one to each prompt, with half the cross-entropy mixed in: a pull back to the
+teacher's replies."""
+STEPS = (16, 14, 12, 11, 10, 9, 8, 7, 6, 5)
+"""Of the brief forms."""
+STEP_EPOCHS = 0.02666
+"""8 of 300 of the teacher's replies, rounded down: as many in a step of the control as in one of the game."""
+
+
+def _brief(steps: int) -> tuple[str, ...]:
+    return (
+        *SHORT,
+        f"seqkd.epochs={steps * STEP_EPOCHS:.4f}",
+        "warmup.phases.0.epochs=0.5",
+        "warmup.phases.1.epochs=0.16",
+        f"adversarial.steps={steps}",
+        "adversarial.student.learning_rate=8.0e-4",
+        f"evaluation.max_prompts={24 if steps < 12 else 40}",
+        f"evaluation.independent.epochs={0.12 if steps < 12 else 0.2}",
+    )
+
+
 FORMS = {
     "full": (),
     "shorter": ("adversarial.steps=16", "evaluation.max_prompts=48", "evaluation.independent.epochs=0.75"),
@@ -54,29 +74,10 @@ FORMS = {
         "evaluation.max_prompts=40",
         "evaluation.independent.epochs=0.6",
     ),
-    "small": (
-        *SHORT,
-        "seqkd.epochs=0.2667",
-        "warmup.phases.0.epochs=1",
-        "warmup.phases.1.epochs=0.24",
-        "adversarial.steps=10",
-        "adversarial.student.learning_rate=8.0e-4",
-        "evaluation.max_prompts=48",
-        "evaluation.independent.epochs=0.4",
-    ),
-    "brief": (
-        *SHORT,
-        "seqkd.epochs=0.16",
-        "warmup.phases.0.epochs=0.5",
-        "warmup.phases.1.epochs=0.16",
-        "adversarial.steps=6",
-        "adversarial.student.learning_rate=1.0e-3",
-        "evaluation.max_prompts=24",
-        "evaluation.independent.epochs=0.12",
-    ),
+    **{f"brief-{steps}": _brief(steps) for steps in STEPS},
     "least": (
         *SHORT,
-        "seqkd.epochs=0.1067",
+        f"seqkd.epochs={4 * STEP_EPOCHS:.4f}",
         "warmup.phases.0.epochs=0.4",
         "warmup.phases.1.epochs=0.16",
         "adversarial.steps=4",
