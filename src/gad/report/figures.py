@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -168,22 +168,33 @@ def plane(run: Gathered) -> Markup | None:
     return plane_picture(points) if points else None
 
 
+def confidence(run: Gathered) -> float:
+    """The level of the intervals."""
+    evaluation = (run.config or {}).get("evaluation")
+    level = evaluation.get("confidence") if isinstance(evaluation, Mapping) else None
+    return float(level) if isinstance(level, int | float) and 0.5 < level < 1 else 0.95
+
+
 def differences(run: Gathered) -> list[DifferenceRow]:
     """Every paired difference of the headline's decoding, with p-values corrected for how many are shown."""
-    shown = headline_pairs(run)
-    corrected = _corrected(shown)
-    return [_difference_row(run, pair, p_value) for pair, p_value in zip(shown, corrected, strict=True)]
+    return [_difference_row(run, pair, judged) for pair, judged in headline_pairs(run)]
 
 
-def headline_pairs(run: Gathered) -> list[Paired]:
-    """The paired differences of the headline's decoding, in the order of the headline's figures."""
+def headline_pairs(run: Gathered) -> list[tuple[Paired, Paired]]:
+    """The paired differences of the headline's decoding, in the order of the headline's figures; each as it was
+    measured, and with the corrected p-value, which says whether it is clear."""
     if run.summary is None:
         return []
     decoding = run.decodings[0].name if run.decodings else None
     order = {info.name: index for index, info in enumerate(run.sets)}
     lead = {name: index for index, name in enumerate(HEADLINE_FIGURES)}
     pairs = [pair for pair in run.summary.paired if pair.decoding in (decoding, None)]
-    return sorted(pairs, key=lambda p: (lead.get(p.name, len(lead)), order.get(p.set, len(order))))
+    shown = sorted(pairs, key=lambda p: (lead.get(p.name, len(lead)), order.get(p.set, len(order))))
+    judged = [
+        pair if corrected is None else pair.model_copy(update={"p_value": corrected})
+        for pair, corrected in zip(shown, _corrected(shown), strict=True)
+    ]
+    return list(zip(shown, judged, strict=True))
 
 
 def _corrected(pairs: Sequence[Paired]) -> list[float | None]:
@@ -198,9 +209,8 @@ def _corrected(pairs: Sequence[Paired]) -> list[float | None]:
     return found
 
 
-def _difference_row(run: Gathered, pair: Paired, corrected: float | None) -> DifferenceRow:
+def _difference_row(run: Gathered, pair: Paired, judged: Paired) -> DifferenceRow:
     how = meaning(pair.name)
-    judged = pair.model_copy(update={"p_value": corrected}) if corrected is not None else pair
     return DifferenceRow(
         figure=how.title,
         pair=f"{arm(pair.student)} − {arm(pair.against)}",
@@ -208,9 +218,9 @@ def _difference_row(run: Gathered, pair: Paired, corrected: float | None) -> Dif
         value=MISSING if pair.few else written(pair.difference, how.form, signed=True),
         interval="" if pair.few else interval(pair.low, pair.high, how.form),
         p_value=MISSING if pair.few else p_written(pair.p_value),
-        corrected=MISSING if pair.few else p_written(corrected),
+        corrected=MISSING if pair.few else p_written(judged.p_value),
         n=pair.n,
-        verdict=f"only {pair.n} prompts: too few to say" if pair.few else verdict(judged),
+        verdict=f"only {pair.n} prompts: too few to say" if pair.few else verdict(judged, 1.0 - confidence(run)),
     )
 
 

@@ -96,7 +96,7 @@ def _context(run: Gathered) -> dict[str, Any]:
     return {
         "run": run,
         "summary": run.summary,
-        "confidence": f"{story.confidence(run) * 100:g}%",
+        "confidence": f"{figures.confidence(run) * 100:g}%",
         "findings": story.findings(run),
         "pull_apart": story.pull_apart(run),
         "missing": story.missing(run),

@@ -8,20 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gad.report.curves import stage_title
-from gad.report.figures import headline_pairs
+from gad.report.figures import confidence, headline_pairs
 from gad.report.gather import TEACHER, Gathered
 from gad.report.summary import Figure, Paired
 from gad.report.text import one_line
 from gad.report.wording import arm, comparison, figure_sentence, interval, set_title, written
 
 SKIPPED = "skipped"
-
-
-def confidence(run: Gathered) -> float:
-    """The level of the intervals."""
-    evaluation = (run.config or {}).get("evaluation")
-    level = evaluation.get("confidence") if isinstance(evaluation, Mapping) else None
-    return float(level) if isinstance(level, int | float) and 0.5 < level < 1 else 0.95
 
 
 def findings(run: Gathered) -> list[str]:
@@ -39,7 +32,7 @@ def findings(run: Gathered) -> list[str]:
             )
         said += [_by_judge(run, found, level) for found in run.summary.figures if _is_win_rate(run, found, info.name)]
     against: dict[str, list[Paired]] = {}
-    for pair in headline_pairs(run):
+    for _, pair in headline_pairs(run):
         if pair.student == run.headline and pair.name == "preference":
             against.setdefault(pair.against, []).append(pair)
     for name, pairs in against.items():
@@ -87,7 +80,7 @@ def pull_apart(run: Gathered) -> str:
     if run.summary is None or not run.decodings:
         return ""
     better, farther = [], []
-    for pair in headline_pairs(run):
+    for pair, _ in headline_pairs(run):
         if pair.student != run.headline or pair.difference is None or pair.few:
             continue
         if pair.name == "preference" and pair.difference > 0:

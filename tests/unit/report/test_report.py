@@ -116,6 +116,22 @@ def test_a_judge_with_its_own_reference_gives_scores(run: Path) -> None:
     assert (row.pair, row.rate, row.controlled) == ("GAD against Judge’s reference", "48.9", "–")
 
 
+@pytest.mark.parametrize(("corrected", "level"), [(0.04, 0.95), (0.083, 0.95), (0.083, 0.9)])
+def test_a_finding_and_its_row_of_the_table_say_the_same(corrected: float, level: float, run: Path) -> None:
+    """Both by the p-value after correction, at the level of the run's intervals."""
+    edit(
+        run / "summary.json",
+        lambda s: [pair.update(p_value=0.01, p_value_corrected=corrected) for pair in s["paired"]],
+    )
+    edit(run / "config.json", lambda c: c["evaluation"].update(confidence=level))
+    gathered = gather(run)
+    rows = [row for row in differences(gathered) if row.pair == "GAD − SeqKD" and row.figure.startswith("Preferred")]
+    said = next(line for line in findings(gathered) if line.startswith("Against SeqKD"))
+    clear = corrected < 1 - level
+    assert [row.verdict == "no clear difference" for row in rows] == [not clear] * 2
+    assert said.count("no clear difference") == (0 if clear else 2)
+
+
 def test_findings_name_the_headline_on_every_set_and_every_opponent(run: Path) -> None:
     said = findings(gather(run))
     assert [line.split(":")[0] for line in said] == ["Held-out", "Out of distribution", "Against Base", "Against SeqKD"]
