@@ -1,7 +1,7 @@
 """Two gloo processes against one: the same weights, the bytes that travel, the speed, and twenty runs without a crash.
 And what one-step-off replies save where another process samples.
 
-    python -m bench.distributed [--only equality speed in_a_row one_step_off] [--runs N] [--out FILE]
+    python -m bench.distributed [--only PART ...] [--runs N] [--out FILE]
 
 Every run is `collect`, the warm-up and five adversarial steps of a tiny model by the command's own code, with the same
 global batch. Weights are compared as a whole: the norm of the difference over the norm of the weights, student and
@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from bench import ahead
+from bench.ahead import logged
 from bench.resume import ROOT, about
 
 from gad import processes
@@ -35,7 +37,8 @@ RESULTS = ROOT / "bench" / "results" / "distributed.json"
 STEPS = 5
 TUNINGS = ("lora", "full")
 LAYOUTS = ("padded", "tree", "cache")
-PARTS = ("equality", "speed", "in_a_row", "one_step_off")
+AHEAD = ("one_step_off", "one_step_off_quickstart")
+PARTS = ("equality", "speed", "in_a_row", *AHEAD)
 REPLY_TOKENS = 48
 """Of a reply at most: what the figures are of, whatever the tests need."""
 AHEAD_STEPS = 6
@@ -135,17 +138,12 @@ def difference(ours: Path, theirs: Path) -> dict[str, Any]:
         for name, square in squares.items():
             relative = (square / norms[name]) ** 0.5 if norms[name] else square**0.5
             worst = max(worst, (f"{part} {name}", relative), key=lambda pair: pair[1])
-    replies = [_metric(run, "reply/length_mean") for run in (ours, theirs)]
+    replies = [logged(run, "reply/length_mean") for run in (ours, theirs)]
     return {
         "max_relative_difference": whole,
         "worst_tensor": {"name": worst[0], "relative_difference": worst[1]},
         "same_reply_lengths": replies[0] == replies[1],
     }
-
-
-def _metric(run: Path, name: str) -> list[float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [row[name] for row in rows if row["stage"] == "adversarial"]
 
 
 def equality(folder: Path) -> list[dict[str, Any]]:
@@ -178,7 +176,7 @@ def speed(folder: Path) -> dict[str, Any]:
     for repeat in range(2):
         for name, count, shard in (("one", 1, "all"), ("two_sharded", 2, "all"), ("two_whole", 2, "none")):
             _must(train(run_file, f"speed-{name}-{repeat}", count, shard=shard))
-            seconds.setdefault(name, []).extend(_metric(folder / "runs" / f"speed-{name}-{repeat}", "time/step")[1:])
+            seconds.setdefault(name, []).extend(logged(folder / "runs" / f"speed-{name}-{repeat}", "time/step")[1:])
     return {"seconds": seconds, "median": {name: statistics.median(values) for name, values in seconds.items()}}
 
 
@@ -233,12 +231,12 @@ def one_step_off(folder: Path) -> dict[str, Any]:
             for name, run_file in files.items():
                 run = f"off-{name}-{repeat}"
                 _must(train(run_file, run, 1, engine=engine, merge_adapters="false"))
-                ends = _metric(folder / "runs" / run, "time")
+                ends = logged(folder / "runs" / run, "time")
                 seconds[name] += [later - sooner for sooner, later in pairwise(ends)][:-1]  # the last asks for nothing
                 if name == "waits":
-                    waited = _metric(folder / "runs" / run, "time/sampling")[1:]
+                    waited = logged(folder / "runs" / run, "time/sampling")[1:]
                     parts["sampling"] += waited
-                    steps = zip(_metric(folder / "runs" / run, "time/step")[1:], waited, strict=True)
+                    steps = zip(logged(folder / "runs" / run, "time/step")[1:], waited, strict=True)
                     parts["update"] += [whole - sampling for whole, sampling in steps]
     medians = {name: statistics.median(values) for name, values in {**seconds, **parts}.items()}
     return {"seconds": {**seconds, **parts}, "median": medians}
@@ -253,10 +251,10 @@ def headline(rows: dict[str, Any]) -> dict[str, Any]:
         median = rows["speed"]["median"]
         found["speedup_2_processes"] = median["one"] / median["two_sharded"]
         found["speedup_2_processes_whole_models"] = median["one"] / median["two_whole"]
-    if "one_step_off" in rows:
-        median = rows["one_step_off"]["median"]
-        found["step_waiting_over_step_ahead"] = median["waits"] / median["ahead"]
-        found["step_waiting_over_longer_part"] = median["waits"] / max(median["sampling"], median["update"])
+    for part in (part for part in AHEAD if part in rows):
+        median, of = rows[part]["median"], part.removeprefix("one_step_off")
+        found[f"step_waiting_over_step_ahead{of}"] = median["waits"] / median["ahead"]
+        found[f"step_waiting_over_longer_part{of}"] = median["waits"] / max(median["sampling"], median["update"])
     if "in_a_row" in rows:
         found["runs_in_a_row"] = len(rows["in_a_row"])
         found["crashes"] = sum(row["exit_code"] != 0 for row in rows["in_a_row"])
@@ -277,6 +275,7 @@ def main() -> None:
         "speed": speed,
         "in_a_row": lambda folder: in_a_row(folder, asked.runs),
         "one_step_off": one_step_off,
+        "one_step_off_quickstart": ahead.quickstart,
     }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
