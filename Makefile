@@ -47,7 +47,7 @@ bench: .venv-bench/.installed  ## a step against TRL, side by side: bench/result
 bench-resume: $(VENV)/.installed-test  ## SIGKILLs over all stages, each taken up and compared: bench/results/resume.json
 	$(BIN)/python -m bench.resume
 
-bench-distributed: $(VENV)/.installed-test  ## two processes against one: bench/results/distributed.json
+bench-distributed: $(VENV)/.installed-test .venv-vllm/.installed  ## two processes against one: bench/results/distributed.json
 	$(BIN)/python -m bench.distributed
 
 bench-collect: $(VENV)/.installed-test  ## the collector against a local server: bench/results/collect.json
