@@ -90,7 +90,8 @@ class Delivery:
         here = asyncio.wrap_future(started(work, "weights"))
         there = asyncio.create_task(self._ask("POST", path, body, seconds=MANAGEMENT_SECONDS, reads=False))
         try:
-            await asyncio.wait_for(asyncio.gather(here, there), MANAGEMENT_SECONDS)
+            async with asyncio.timeout(MANAGEMENT_SECONDS):
+                await asyncio.gather(here, there)
         except TimeoutError as error:
             raise Away(f"{path}: the weights were not taken within {MANAGEMENT_SECONDS:g} s") from error
         except (RuntimeError, OSError) as error:

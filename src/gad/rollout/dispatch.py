@@ -76,16 +76,15 @@ class Dispatcher:
         try:
             await self._until_done(keepers)
         finally:
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            await _ended(keepers)
 
     async def _until_done(self, keepers: Sequence[asyncio.Task[None]]) -> None:
         clock = asyncio.get_running_loop().time
         last_up = clock()
         while not self._done.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._done.wait(), 0.1)
+                async with asyncio.timeout(0.1):
+                    await self._done.wait()
             for keeper in keepers:
                 if keeper.done():
                     keeper.result()
@@ -133,9 +132,7 @@ class Dispatcher:
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _ended(tasks)
         errors = [error for task in done if (error := task.exception()) is not None]
         raise next((error for error in errors if isinstance(error, Unfit)), errors[0])
 
@@ -209,8 +206,9 @@ class Dispatcher:
         """A server that hangs says nothing: it is known by its silence. Raises Away."""
         missed = 0
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._answered.wait(), self._health_seconds)
+            with suppress(TimeoutError):  # asyncio.wait_for loses a cancel at the moment of the event (CPython 86296)
+                async with asyncio.timeout(self._health_seconds):
+                    await self._answered.wait()
             try:
                 await server.alive()
                 holds, missed = await self._confirmed(server), 0
@@ -222,6 +220,16 @@ class Dispatcher:
                 raise Away("has other weights than it was given: it was started again, or another run uses it")
             if self._answered.is_set():
                 await asyncio.sleep(_PAUSE_SECONDS[0])  # for the others
+
+
+async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel until they have ended: one that swallowed a cancel would be waited for without an end."""
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_PAUSE_SECONDS[1])
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def troubles(servers: Sequence[Server]) -> str:
