@@ -77,7 +77,8 @@ class VllmServer:
         self.seen: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.restart()
-        self.port = port or free_port()
+        self._socket = bound(port or 0)  # from here on nobody else gets the port
+        self.port = int(self._socket.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self._lock = threading.Lock()
 
@@ -117,9 +118,10 @@ class VllmServer:
         )
         config = uvicorn.Config(app, "127.0.0.1", self.port, log_level="critical", timeout_graceful_shutdown=0)
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, daemon=True)
+        thread = threading.Thread(target=server.run, args=([self._socket],), daemon=True)
         thread.start()
         while not server.started:
+            assert thread.is_alive(), f"the server at {self.url} did not start"
             threading.Event().wait(0.01)
         try:
             yield self
@@ -318,11 +320,12 @@ class VllmServer:
         }
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+def bound(port: int) -> socket.socket:
+    """A socket that has this port, or one that is free."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("127.0.0.1", port))
+    return made
 
 
 def _error(status: int, text: str) -> Response:

@@ -13,7 +13,7 @@ import pytest
 from gad.config.training import Sampling
 from gad.models.network import Member
 from support import warm
-from support.vllm_server import free_port
+from support.vllm_server import bound
 from unit.rollout import real_server, small
 
 FREE = Sampling(temperature=0.8)
@@ -35,7 +35,8 @@ class Served:
     """A server of ours in a process of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._port = folder, free_port()
+        self._folder, self._kept = folder, bound(0)  # so that nobody else gets the port while no process has it
+        self._port = int(self._kept.getsockname()[1])
         self.url = f"http://127.0.0.1:{self._port}"
         self.start()
 
@@ -50,6 +51,10 @@ class Served:
 
     def kill(self) -> None:
         self.process.close()
+
+    def close(self) -> None:
+        self.kill()
+        self._kept.close()
 
 
 @pytest.mark.faults
@@ -77,7 +82,7 @@ def test_the_only_server_is_killed_and_started_again(sync: str, folder: Path, me
         assert engine.counts()["rollout/outages"] == 1.0
     finally:
         killer.join()
-        server.kill()
+        server.close()
 
 
 @pytest.mark.faults
@@ -106,7 +111,7 @@ def test_one_of_two_is_killed_and_the_other_does_its_work(
         assert engine.counts()["rollout/servers"] == 2.0
     finally:
         for server in servers:
-            server.kill()
+            server.close()
 
 
 @pytest.fixture(scope="module")
