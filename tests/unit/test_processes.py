@@ -120,10 +120,13 @@ def test_a_signal_is_heard_while_waiting_to_join() -> None:
         "from gad.processes import Seat, reach; print('waits', flush=True); reach(Seat(1,2,1,2,'127.0.0.1',9), 600)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as waiting:
-        assert waiting.stdout is not None
-        waiting.stdout.readline()
-        waiting.send_signal(signal.SIGINT)
-        assert waiting.wait(20) != 0
+        try:
+            assert waiting.stdout is not None
+            waiting.stdout.readline()
+            waiting.send_signal(signal.SIGINT)
+            assert waiting.wait(20) != 0
+        finally:
+            waiting.kill()
 
 
 def test_no_more_processes_than_cores() -> None:
