@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Bytecode comes with the first import: to make it of everything is over half of an installation.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 RUN ?= recipes/quickstart.yaml
 ARGS ?=
 # One more than cores, because tests of processes and servers also wait.
@@ -69,7 +70,7 @@ clean:  ## remove what make made; runs/ stays
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gad needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --upgrade pip
 
 .venv-bench/.installed: pyproject.toml constraints.txt  # the peers have an environment of their own
 	$(PYTHON) -m venv .venv-bench
