@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import FrameType
 
@@ -143,23 +143,27 @@ def start(count: int, command: Sequence[str]) -> int:
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> int:
     deadline: float | None = None
+    ours: set[int] = set()
     while any(process.poll() is None for process in started):
         over = started[0].poll() is not None
         if deadline is None and (over or any(process.poll() for process in started)):
             # Where another one failed, the first needs some seconds to notice and to say so.
             deadline = time.monotonic() + (GRACE_SECONDS if over else 2 * GRACE_SECONDS)
         if deadline is not None and time.monotonic() > deadline:
-            for process in started:
+            for rank, process in enumerate(started):
                 if process.poll() is None:
                     process.kill()
+                    ours.add(rank)
         time.sleep(0.05)
-    return _outcome([process.returncode for process in started])
+    return _outcome([process.returncode for process in started], ours)
 
 
-def _outcome(codes: Sequence[int]) -> int:
-    """Say which processes a signal ended; the exit code of all."""
+def _outcome(codes: Sequence[int], ours: Set[int]) -> int:
+    """Say which processes a signal ended; the exit code of all. ours: those that were waited for long enough."""
     for rank, code in enumerate(codes):
-        if code < 0:
+        if rank in ours:
+            print(f"process {rank} was still at work, and was ended", file=sys.stderr, flush=True)
+        elif code < 0:
             name = signal.Signals(-code).name
             why = "; often that is the kernel when memory runs out" if -code == signal.SIGKILL else ""
             print(f"process {rank} was ended by {name}{why}", file=sys.stderr, flush=True)

@@ -149,10 +149,12 @@ def test_the_first_ones_exit_code_and_who_was_killed(capfd: pytest.CaptureFixtur
     assert "process 0 was ended by SIGKILL; often that is the kernel when memory runs out" in capfd.readouterr().err
 
 
-def test_what_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_end_is_killed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody is told that memory ran out."""
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0.2)
     script = "import os, time; time.sleep(0 if os.environ['RANK'] == '0' else 60)"
     assert processes.start(2, [sys.executable, "-c", script]) == 0
+    assert capfd.readouterr().err == "process 1 was still at work, and was ended\n"
 
 
 @given(st.lists(st.floats(0.0, 1e3), max_size=40), st.integers(1, 9))
