@@ -19,8 +19,8 @@ WANTED = Wanted(prompt_ids=(1,), seed=0, limit=1, sampling=Sampling(), vocabular
 EXPECTED = Expected(None, "student", (1,), frozenset(), None, 5.0, 5.0)
 
 
-class Prompt(Server):
-    """A server without a wire: it answers at once, and `answered` is called before it does."""
+class Immediate(Server):
+    """A server without a wire; `answered` is called as a reply is there."""
 
     answered: Any = None
 
@@ -53,7 +53,7 @@ def test_a_stop_at_the_moment_of_the_last_reply_ends_the_step(turns: int, adapte
 
     async def scene() -> None:
         loop = asyncio.get_running_loop()
-        server = Prompt("http://here", EXPECTED)
+        server = Immediate("http://here", EXPECTED)
         job = Job(WANTED, "only")
 
         def stop_in(turns: int) -> None:
@@ -79,7 +79,7 @@ def test_a_cancel_that_was_swallowed_is_said_again(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(dispatch, "_PAUSE_SECONDS", (0.2, 0.2))
     swallowed = []
 
-    class Deaf(Prompt):
+    class Deaf(Immediate):
         async def alive(self) -> None:
             while not swallowed:
                 try:
