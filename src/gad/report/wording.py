@@ -201,14 +201,15 @@ def comparison(paired: Paired, alpha: float = 0.05, *, where: str = "") -> str:
 
 
 def verdict(paired: Paired, alpha: float = 0.05) -> str:
-    """`better`, `worse` or what else the figure calls it, or `no clear difference`."""
-    clear = (
-        paired.p_value < alpha
-        if paired.p_value is not None
-        else paired.low is not None and paired.high is not None and (paired.low > 0 or paired.high < 0)
-    )
-    if paired.difference is None or paired.few or not clear:
+    """`better`, `worse` or what else the figure calls it, or `no clear difference`.
+
+    paired: with a p-value that is corrected for how many are shown; an interval is not, and the two may disagree.
+    """
+    apart = paired.low is not None and paired.high is not None and (paired.low > 0 or paired.high < 0)
+    if paired.difference is None or paired.few:
         return "no clear difference"
+    if not (apart if paired.p_value is None else paired.p_value < alpha):
+        return "no clear difference" + (" by the corrected p-value" if apart else "")
     how, up = meaning(paired.name), paired.difference > 0
     direction = how.better
     if how.changes is not None:

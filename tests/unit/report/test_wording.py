@@ -62,7 +62,8 @@ def test_p_values() -> None:
 def test_a_difference_is_claimed_only_where_it_is_clear() -> None:
     assert verdict(paired()) == "better"
     assert verdict(paired(difference=-0.22, low=-0.33, high=-0.11)) == "worse"
-    assert verdict(paired(p_value=0.2)) == "no clear difference"
+    assert verdict(paired(p_value=0.2)) == "no clear difference by the corrected p-value"
+    assert verdict(paired(p_value=0.2, low=-0.01)) == "no clear difference"
     assert verdict(paired(p_value=None)) == "better"
     assert verdict(paired(p_value=None, low=-0.01)) == "no clear difference"
     assert verdict(paired(n=19)) == "no clear difference"
