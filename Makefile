@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Bytecode comes with the first import: to make it of everything is over half of an installation.
+# Bytecode comes with the first import: to make it of everything is over half of an installation. Where the environment
+# forbids to write it (as images of containers often do), every process would compile torch anew, for 15 seconds.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 RUN ?= recipes/quickstart.yaml
 ARGS ?=

@@ -205,7 +205,8 @@ def test_hostile_texts_run_nothing_and_are_all_to_be_seen(tmp_path: Path, open_p
 
     def text(who: str, _: str, number: int) -> str:
         shift = {"prompt": 0, "teacher": 1, "base": 2, "seqkd": 3, "gad": 4}[who]
-        return PAYLOADS[(number + shift) % count] or "."
+        found = PAYLOADS[(number + shift) % count]
+        return "." if found is MEGABYTE and who != "gad" else found or "."
 
     folder = write_run(tmp_path / "hostile", prompts=count, text=text, decodings=({"name": "t1", "temperature": 1.0},))
     rows = [

@@ -61,7 +61,7 @@ def test_a_short_quickstart_ends_with_a_report(tmp_path: Path) -> None:
             f"runs_dir={tmp_path}",
             "compute.threads=1",
             "data.out_of_distribution=null",
-            "prompt.max_reply_tokens=24",
+            "prompt.max_reply_tokens=12",
             "seqkd.epochs=0.013",
             "seqkd.batch_size=2",
             "seqkd.optimizer.learning_rate=2e-3",  # enough to be seen after two steps

@@ -7,12 +7,13 @@ these.
 
 from __future__ import annotations
 
-import atexit
+import fcntl
 import gc
 import json
 import os
 import runpy
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -150,35 +151,44 @@ def interpreter(path: Path) -> Path:
 
 @cache
 def server() -> str:
-    """The address of this test process's server, which lives as long as it."""
-    address = str(Path(tempfile.mkdtemp(prefix="warm-")) / "socket")
+    """The address of the server of this test run, which lives as long as it. The first that asks starts it."""
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    owner = os.getppid() if session else os.getpid()
+    folder = Path(tempfile.gettempdir()) / f"warm-{session or owner}"
+    folder.mkdir(exist_ok=True)
+    address = folder / "socket"
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not address.exists():
+            _start(address, owner)
+    return str(address)
+
+
+def _start(address: Path, owner: int) -> None:
     path = os.pathsep.join([str(TESTS), *(part for part in sys.path if part)])
     process = subprocess.Popen(
-        [sys.executable, "-m", "support.warm", address],
-        stdin=subprocess.PIPE,
+        [sys.executable, "-m", "support.warm", str(address), str(owner)],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
+        start_new_session=True,  # no signal that a test sends to its own group
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
-    assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
-
-    def stop() -> None:
-        process.communicate()
-
-    atexit.register(stop)
-    return address
+    process.stdout.close()
+    process.returncode = 0  # it outlives us where others use it: no warning that it still runs
 
 
-def _serve(address: str) -> None:
-    """Fork for each request; tell each child's pid, and its exit code when it ends. Ends with its standard input."""
+def _serve(address: Path, owner: int) -> None:
+    """Fork for each request; tell each child's pid, and its exit code when it ends. Ends with the process `owner`."""
     with socket.socket(socket.AF_UNIX) as door:
-        door.bind(address)
+        door.bind(str(address))
         door.listen()
         print("ready", flush=True)
+        life = os.pidfd_open(owner)
         running: dict[int, tuple[int, socket.socket]] = {}
         while True:
-            ready = select.select([sys.stdin.fileno(), door, *running], [], [])[0]
+            ready = select.select([life, door, *running], [], [])[0]
             for found in ready:
                 if found is door:
                     line, _ = door.accept()
@@ -193,6 +203,7 @@ def _serve(address: str) -> None:
                 else:
                     for pid, _ in running.values():
                         os.kill(pid, 9)
+                    shutil.rmtree(address.parent)
                     return
 
 
@@ -250,7 +261,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # else each child that collects or ends goes through, and so copies, all that was imported
     try:
-        _serve(sys.argv[1])
+        _serve(Path(sys.argv[1]), int(sys.argv[2]))
     except _Child as child:
         request = child.request
     else:
