@@ -19,7 +19,7 @@ from gad.config.loading import load
 from gad.config.run import RunConfig
 
 QUICKSTART = "recipes/quickstart.yaml"
-MINUTES = 8.0
+MINUTES = 7.5
 """For the run alone: ten, less the installation and what a busy machine takes."""
 SHORT = (
     'prompt.system=""',
