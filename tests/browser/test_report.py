@@ -206,6 +206,7 @@ def test_hostile_texts_run_nothing_and_are_all_to_be_seen(tmp_path: Path, open_p
     def text(who: str, _: str, number: int) -> str:
         shift = {"prompt": 0, "teacher": 1, "base": 2, "seqkd": 3, "gad": 4}[who]
         found = PAYLOADS[(number + shift) % count]
+        # A megabyte takes Chromium seconds to lay out: one of the five places shows that it can.
         return "." if found is MEGABYTE and who != "gad" else found or "."
 
     folder = write_run(tmp_path / "hostile", prompts=count, text=text, decodings=({"name": "t1", "temperature": 1.0},))

@@ -154,7 +154,8 @@ def server() -> str:
     """The address of the server of this test run, which lives as long as it. The first that asks starts it."""
     session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
     owner = os.getppid() if session else os.getpid()
-    folder = Path(tempfile.gettempdir()) / f"warm-{session or owner}"
+    # A folder that a killed run left behind must never be taken for ours: a run's id is used once, a pid is not.
+    folder = Path(tempfile.gettempdir()) / f"warm-{session}" if session else Path(tempfile.mkdtemp(prefix="warm-"))
     folder.mkdir(exist_ok=True)
     address = folder / "socket"
     with (folder / "lock").open("w") as file:

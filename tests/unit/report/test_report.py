@@ -91,10 +91,10 @@ def test_p_values_are_corrected_for_how_many_are_shown(run: Path) -> None:
 def test_a_correction_made_by_the_summary_is_kept(run: Path) -> None:
     edit(run / "summary.json", lambda s: [pair.update(p_value_corrected=0.4) for pair in s["paired"]])
     rows = differences(gather(run))
-    assert {(row.corrected, row.verdict) for row in rows} <= {
-        (".400", "no clear difference by the corrected p-value"),
-        (".400", "no clear difference"),  # of those whose interval holds 0
-    }
+    assert {row.corrected for row in rows} == {".400"}
+    verdicts = {row.verdict for row in rows}
+    assert "no clear difference by the corrected p-value" in verdicts
+    assert verdicts <= {"no clear difference by the corrected p-value", "no clear difference"}
 
 
 def test_checkpoints_that_were_not_chosen_are_counted_not_shown(run: Path) -> None:
