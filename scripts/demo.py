@@ -32,29 +32,47 @@ SHORT = (
     "adversarial.batch_size=8",
     "adversarial.replies_per_prompt=8",
     "adversarial.trained_replies=2",
-    "adversarial.student.schedule=constant",
     "adversarial.student.warmup_steps=1",
-    "adversarial.discriminator.learning_rate=1.0e-3",
-    "adversarial.kl.weight=0",
-    "adversarial.cross_entropy_weight=0.5",
     "evaluation.independent.batch_size=8",
     "compute.rows_per_sampling_batch=128",
     "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
 )
 """For slow machines: no system prompt of the template's own, replies cut behind the teacher's longest (49 tokens), one
-warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast, and as many steps
-of the game as there is time for. In each 64 replies are sampled and scored, because fewer take nearly as long, and the
-student learns from the worst and the best one to each prompt, with half the cross-entropy mixed in: a pull back to the
-teacher's replies."""
+warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast. In a step of the
+game 64 replies are sampled and scored, because fewer take nearly as long, and the student learns from the worst and the
+best one to each prompt."""
+FEW = (
+    *SHORT,
+    "adversarial.student.schedule=constant",
+    "adversarial.discriminator.learning_rate=1.0e-3",
+    "adversarial.kl.weight=0",
+    "adversarial.cross_entropy_weight=0.5",
+)
+"""For a few steps of the game behind half an epoch of imitation: each moves the student far, and half the cross-entropy
+is mixed in, a pull back to the teacher's replies."""
 STEPS = (16, 14, 12, 11, 10, 9, 8, 7, 6, 5)
 """Of the brief forms."""
+GAME_STEPS = (24, 20, 16, 12)
+"""Of those that imitate as long as the full form."""
 STEP_EPOCHS = 0.02666
 """8 of 300 of the teacher's replies, rounded down: as many in a step of the control as in one of the game."""
 
 
-def _brief(steps: int) -> tuple[str, ...]:
+def _game(steps: int) -> tuple[str, ...]:
     return (
         *SHORT,
+        f"seqkd.epochs={steps * STEP_EPOCHS:.4f}",
+        "warmup.phases.1.epochs=0.3",
+        f"adversarial.steps={steps}",
+        "adversarial.discriminator.learning_rate=5.0e-4",
+        "evaluation.max_prompts=40",
+        "evaluation.independent.epochs=0.3",
+    )
+
+
+def _brief(steps: int) -> tuple[str, ...]:
+    return (
+        *FEW,
         f"seqkd.epochs={steps * STEP_EPOCHS:.4f}",
         "warmup.phases.0.epochs=0.5",
         "warmup.phases.1.epochs=0.16",
@@ -67,16 +85,10 @@ def _brief(steps: int) -> tuple[str, ...]:
 
 FORMS = {
     "full": (),
-    "shorter": ("adversarial.steps=16", "evaluation.max_prompts=48", "evaluation.independent.epochs=0.75"),
-    "short": (
-        "adversarial.steps=12",
-        "warmup.replies_per_prompt=1",
-        "evaluation.max_prompts=40",
-        "evaluation.independent.epochs=0.6",
-    ),
+    **{f"game-{steps}": _game(steps) for steps in GAME_STEPS},
     **{f"brief-{steps}": _brief(steps) for steps in STEPS},
     "least": (
-        *SHORT,
+        *FEW,
         f"seqkd.epochs={4 * STEP_EPOCHS:.4f}",
         "warmup.phases.0.epochs=0.4",
         "warmup.phases.1.epochs=0.16",

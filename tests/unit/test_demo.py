@@ -46,7 +46,7 @@ def test_every_form_is_less_than_the_one_before() -> None:
     assert sizes[0] > 5 * sizes[-1]
 
 
-@pytest.mark.parametrize("form", [name for name in MADE["FORMS"] if name.startswith(("brief", "least"))])
+@pytest.mark.parametrize("form", [name for name in MADE["FORMS"] if name.startswith(("game", "brief", "least"))])
 def test_both_arms_of_a_short_form_learn_from_as_many_replies_of_the_teacher(form: str) -> None:
     config = load(Path(RECIPE), MADE["FORMS"][form])
     assert config.seqkd is not None
@@ -80,7 +80,8 @@ def test_the_work_of_a_short_form_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "form"), [(0.99, "full"), (1.01, "shorter"), (3.25, "brief-14"), (4.4, "brief-9"), (20.0, "least")]
+    ("share", "form"),
+    [(0.99, "full"), (1.01, "game-24"), (2.05, "game-20"), (3.25, "brief-14"), (4.4, "brief-9"), (20.0, "least")],
 )
 def test_the_longest_form_that_fits_is_run(
     share: float, form: str, started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
