@@ -64,7 +64,8 @@ def _game(steps: int) -> tuple[str, ...]:
         f"seqkd.epochs={steps * STEP_EPOCHS:.4f}",
         "warmup.phases.1.epochs=0.3",
         f"adversarial.steps={steps}",
-        "adversarial.discriminator.learning_rate=5.0e-4",
+        "adversarial.student.learning_rate=4.0e-4",
+        "adversarial.discriminator.learning_rate=1.0e-3",
         "evaluation.max_prompts=40",
         "evaluation.independent.epochs=0.3",
     )
