@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from gad.models import norm
 from gad.models.attention import Heads, Owners, Prefix, Rule
 from gad.models.forward import run
-from gad.models.linear import direct
+from gad.models.linear import Product, direct
 
 MODEL = frozenset({"embed_tokens", "layers", "norm", "rotary_emb"})
 LAYER = frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
@@ -142,12 +143,15 @@ def layerwise(backbone: nn.Module) -> Forward:
     return lambda ids_R, positions_R, decoder: run(backbone, ids_R[:, None], positions_R[:, None], decoder)[:, 0]
 
 
-def stepwise(backbone: nn.Module) -> Forward | None:
-    """A step by the same parts put together anew, without gradients; None where the model is built of others."""
+def stepwise(backbone: nn.Module, few_rows: int | None = None) -> Forward | None:
+    """A step by the same parts put together anew, without gradients; None where the model is built of others.
+
+    few_rows: see `models.linear.direct`; for weights that stay as they are until the next call.
+    """
     parts = dict(backbone.named_children())
     if parts.keys() != MODEL or not all(map(_known, cast(nn.ModuleList, parts["layers"]))):
         return None
-    return _Steps(backbone)
+    return _Steps(backbone, few_rows)
 
 
 def _known(layer: nn.Module) -> bool:
@@ -163,12 +167,12 @@ def _known(layer: nn.Module) -> bool:
 class _Steps:
     """All of a backbone for one token a row. It registers no module: the parts are the model's."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, few_rows: int | None) -> None:
         built: Any = backbone
         self._embed: Callable[[Tensor], Tensor] = built.embed_tokens.__call__
         self._rotary: Callable[..., tuple[Tensor, Tensor]] = built.rotary_emb.__call__
         self._by_kind = "layer_type" in inspect.signature(built.rotary_emb.forward).parameters
-        self._layers = [_Layer(layer) for layer in built.layers]
+        self._layers = [_Layer(layer, partial(direct, few_rows=few_rows)) for layer in built.layers]
         self._norm = norm.scale_only(built.norm)
 
     def __call__(self, ids_R: Tensor, positions_R: Tensor, decoder: Decoder) -> Tensor:
@@ -187,16 +191,16 @@ class _Steps:
 class _Layer:
     """A decoder layer for one token a row. kind: which rotary positions it takes, where a model has several."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, linear: Callable[[nn.Module], Product]) -> None:
         built: Any = layer
         attention, mlp = built.self_attn, built.mlp
         self.kind: str | None = getattr(attention, "layer_type", None)
         self._place: int = attention.layer_idx
         self._width: int = attention.head_dim
-        self._q, self._k, self._v, self._o = (direct(getattr(attention, f"{name}_proj")) for name in "qkvo")
+        self._q, self._k, self._v, self._o = (linear(getattr(attention, f"{name}_proj")) for name in "qkvo")
         norms = (getattr(attention, f"{name}_norm", None) for name in "qk")
         self._q_norm, self._k_norm = (_same if each is None else norm.scale_only(each) for each in norms)
-        self._gate, self._up, self._down = (direct(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down"))
+        self._gate, self._up, self._down = (linear(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down"))
         self._act: Callable[[Tensor], Tensor] = mlp.act_fn.__call__
         self._before, after = norm.scale_only(built.input_layernorm), norm.scale_only(built.post_attention_layernorm)
         sandwich = hasattr(built, "pre_feedforward_layernorm")

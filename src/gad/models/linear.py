@@ -1,9 +1,12 @@
-"""Linear layers in float32 on a CPU, by the faster of the two libraries that torch carries.
+"""Linear layers on a CPU, by the faster of the two libraries that torch carries.
 
 torch multiplies float32 matrices by MKL, which uses no AVX-512 on CPUs that are not Intel's. oneDNN, which torch keeps
 for bfloat16, does: on an AMD EPYC with AVX-512 it is 2.1 to 2.4 times as fast, forward and backward, at the same
 precision (one thread, 1,400 rows, widths 256 and 1,024: 95-110 GFLOP/s against 210-245). On an AMD EPYC without AVX-512
 MKL is the faster one (the same shapes: 79-84 against 58-83; `make bench` measures both on the machine at hand).
+
+For each product oneDNN sorts the weight into its own blocks, which for a few rows takes as long as a third of the
+product itself, or more. A model that only samples keeps its weights sorted (`prepacked`).
 
 N rows, K inputs, M outputs.
 """
@@ -20,7 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from gad.models.arithmetic import fastest
+
 CPU_INFO = Path("/proc/cpuinfo")
+PREPACKED_BYTES = 4 * 2**30
+"""The largest model whose weights are held twice for the sake of speed."""
+Product = Callable[[Tensor], Tensor]
 
 
 @functools.cache
@@ -108,14 +116,54 @@ def speed_up(model: nn.Module) -> None:
             module.__class__ = Linear
 
 
-def direct(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The module's own computation without gradients; a plain linear layer's without what a module's call adds."""
+def direct(module: nn.Module, few_rows: int | None = None) -> Product:
+    """The module's own computation without gradients; a plain linear layer's without what a module's call adds.
+
+    few_rows: `prepacked` for so many; weights that the module gets later are not seen then.
+    """
     if type(module) is not Linear or module._forward_hooks or module._forward_pre_hooks:
         return module.__call__
     weight_MK, bias_M = module.weight, module.bias
+    if few_rows is not None:
+        return prepacked(weight_MK, bias_M, few_rows)
     if _by_mkl(weight_MK) or weight_MK.dtype is not torch.float32:
         return lambda x: F.linear(x, weight_MK, bias_M)
     return lambda x: product(x, weight_MK, bias_M)
+
+
+def prepacked(weight_MK: Tensor, bias_M: Tensor | None, rows: int) -> Product:
+    """`product` by a copy of the weight in the blocks in which oneDNN multiplies about so many rows, where it does."""
+    if weight_MK.device.type != "cpu" or weight_MK.dtype not in _sorted_types():
+        return lambda x: product(x, weight_MK, bias_M)
+    blocks = torch.ops.mkldnn._reorder_linear_weight(weight_MK, rows)
+    return lambda x: _onednn(x, blocks, bias_M)
+
+
+def gains_by_prepacking(model: nn.Module) -> bool:
+    """Whether there is room for copies of the model's weights, and a use for them."""
+    weights = list(model.parameters())
+    here = all(weight.device.type == "cpu" and weight.dtype in _sorted_types() for weight in weights)
+    return here and sum(weight.nbytes for weight in weights) <= PREPACKED_BYTES
+
+
+@functools.cache
+def _sorted_types() -> frozenset[torch.dtype]:
+    """The number types in which products here go to oneDNN, and may get weights in its own order."""
+    found = {torch.float32} if prefers_onednn() else set()
+    if fastest(torch.device("cpu")) == "bfloat16" and torch.backends.mkldnn.is_available():
+        found.add(torch.bfloat16)
+    return frozenset(filter(_agrees_prepacked, found))
+
+
+def _agrees_prepacked(dtype: torch.dtype) -> bool:
+    """As `_agrees`. All of its numbers are whole and below 256, which bfloat16 holds exactly."""
+    x, weight, bias = torch.arange(12.0).view(3, 4), torch.arange(8.0).view(2, 4), torch.ones(2)
+    try:
+        blocks = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), len(x))
+        found = _onednn(x.to(dtype), blocks, bias.to(dtype))
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return torch.equal(found.float(), x @ weight.T + bias)
 
 
 def suit_few_rows(model: nn.Module) -> None:

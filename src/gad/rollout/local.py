@@ -23,7 +23,7 @@ from gad.errors import RolloutError, is_out_of_memory
 from gad.layouts import pad
 from gad.models.decoding import Decoder, Forward, layerwise, stepwise
 from gad.models.forward import prompt_states
-from gad.models.linear import product, suit_few_rows
+from gad.models.linear import Product, gains_by_prepacking, prepacked, product, suit_few_rows
 from gad.models.network import Member, Network
 from gad.models.tokens import Codec
 from gad.records import Rollout
@@ -71,8 +71,10 @@ class LocalEngine:
         self._plain = plain
         if plain is not None:
             suit_few_rows(plain)
+        self._few_rows = rows_per_batch if plain is not None and gains_by_prepacking(plain) else None
         self._member: Member | None = None
         self._stepwise: Forward | None = None
+        self._head: Product | None = None
         self._untrained = False
         self._version = 0
         self._stops = torch.tensor(sorted(codec.stop_ids), device=network.device)
@@ -83,6 +85,7 @@ class LocalEngine:
     def load_weights(self, member: Member, *, version: int) -> None:
         self._member, self._version = member, version
         if self._plain is not None:
+            self._stepwise = self._head = None
             member.write_into(self._plain)
 
     def take_plain(self) -> None:
@@ -134,8 +137,16 @@ class LocalEngine:
         """How a decoder goes through the backbone: by its layers where a shard's weights come and go with them."""
         whole = self._plain is not None or self.crew.size == 1
         if self._stepwise is None and whole and self._network.shortcuts.steps:
-            self._stepwise = stepwise(backbone)
+            self._stepwise = stepwise(backbone, self._few_rows)
         return self._stepwise or layerwise(backbone)
+
+    def _readout(self, head_VH: Tensor) -> Product:
+        """From hidden states to logits."""
+        if self._few_rows is None:
+            return lambda states_RH: product(states_RH, head_VH)
+        if self._head is None:
+            self._head = prepacked(head_VH, None, self._few_rows)
+        return self._head
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
         order = sorted(range(len(requests)), key=lambda index: (len(requests[index].prompt_ids), index))
@@ -164,10 +175,10 @@ class LocalEngine:
         ]
         counts = [len(request.seeds) for request in requests]
         running, decoder = rows, Decoder(self._forward(backbone), prefix, counts, self._limit)
-        states_RH = last_PH[decoder.owners.prompt_of_row_R]
+        states_RH, readout = last_PH[decoder.owners.prompt_of_row_R], self._readout(head_VH)
         for step in range(self._limit):
             self.crew.tick()
-            logits_RV = self._logits(states_RH, head_VH, sampling)
+            logits_RV = self._logits(readout(states_RH), sampling)
             ids_R, logps_R = draw(logits_RV, sampling, [row.generator for row in running])
             if not logps_R.isfinite().all():
                 raise RolloutError(
@@ -190,8 +201,8 @@ class LocalEngine:
             states_RH = decoder.step(ids_R)
         return rows
 
-    def _logits(self, states_RH: Tensor, head_VH: Tensor, sampling: Sampling) -> Tensor:
-        logits = product(states_RH, head_VH).float()
+    def _logits(self, logits_RV: Tensor, sampling: Sampling) -> Tensor:
+        logits = logits_RV.float()
         if self._network.softcap is not None:
             logits = self._network.softcap * torch.tanh(logits / self._network.softcap)
         temperature = sampling.temperature or 1.0

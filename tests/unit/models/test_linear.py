@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gad.models import linear
-from gad.models.linear import Linear, prefers_onednn, product, speed_up
+from gad.models.arithmetic import fastest
+from gad.models.linear import Linear, gains_by_prepacking, prefers_onednn, prepacked, product, speed_up
 
 ONEDNN = torch.backends.mkldnn.is_available()
+BFLOAT16 = ONEDNN and fastest(torch.device("cpu")) == "bfloat16"
 
 
 @pytest.fixture
@@ -24,6 +26,7 @@ def on_amd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tup
     info.write_text("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 avx512f avx512bw\n", encoding="utf-8")
     monkeypatch.setattr(linear, "CPU_INFO", info)
     prefers_onednn.cache_clear()
+    linear._sorted_types.cache_clear()
     calls: list[tuple[int, ...]] = []
     inner = linear._onednn
 
@@ -35,6 +38,7 @@ def on_amd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tup
     monkeypatch.setattr(linear, "_onednn", counted)
     yield calls
     prefers_onednn.cache_clear()
+    linear._sorted_types.cache_clear()
 
 
 @pytest.mark.skipif(not ONEDNN, reason="torch without oneDNN")
@@ -106,3 +110,49 @@ def test_an_operator_that_computes_something_else_is_not_trusted(
     monkeypatch.setattr(linear, "_onednn", lambda x, weight, bias=None: x @ weight.T)  # forgets the bias
     prefers_onednn.cache_clear()
     assert not prefers_onednn()
+
+
+@pytest.mark.skipif(not ONEDNN, reason="torch without oneDNN")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prepacked_weights_give_the_same_for_any_number_of_rows(
+    on_amd: list[tuple[int, ...]], dtype: torch.dtype, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    weight, added = torch.randn(40, 24, dtype=dtype), torch.randn(40, dtype=dtype) if bias else None
+    compute = prepacked(weight, added, 16)
+    products = len(on_amd)
+    for rows in (1, 3, 16, 50):
+        x = torch.randn(rows, 24, dtype=dtype)
+        torch.testing.assert_close(compute(x), F.linear(x, weight, added), rtol=1e-6, atol=1e-5)
+    assert len(on_amd) == products + 4 * (dtype is torch.float32 or BFLOAT16)
+
+
+@pytest.mark.skipif(not ONEDNN, reason="torch without oneDNN")
+def test_what_gains_by_prepacking(on_amd: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types that oneDNN multiplies here, and models that are small enough to be held twice."""
+    model = nn.Linear(8, 4, bias=False)
+    assert gains_by_prepacking(model)
+    assert not gains_by_prepacking(copy.deepcopy(model).double())
+    assert gains_by_prepacking(copy.deepcopy(model).bfloat16()) == BFLOAT16
+    monkeypatch.setattr(linear, "PREPACKED_BYTES", 8 * 4 * 4)
+    assert gains_by_prepacking(model)
+    monkeypatch.setattr(linear, "PREPACKED_BYTES", 8 * 4 * 4 - 1)
+    assert not gains_by_prepacking(model)
+
+
+@pytest.mark.parametrize("fault", ["missing", "wrong"])
+def test_prepacking_that_does_not_work_here_is_left_out(
+    on_amd: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """torch has no such operator, or it sorts weights otherwise than its product reads them."""
+
+    def reorder(weight: Tensor, _rows: int) -> Tensor:
+        if fault == "missing":
+            raise AttributeError("no such operator")
+        return weight.flip(0)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", reorder)
+    assert not gains_by_prepacking(nn.Linear(8, 4))
+    weight, x = torch.arange(8.0).view(2, 4), torch.arange(4.0)[None]
+    assert torch.equal(prepacked(weight, None, 1)(x), x @ weight.T)

@@ -15,6 +15,7 @@ from scipy import stats
 from gad.config.models import Full, Lora
 from gad.config.training import Kl, Reinforce, Sampling
 from gad.errors import RolloutError
+from gad.models import linear
 from gad.models.attention import IMPLEMENTATION, Carried, Causal
 from gad.models.network import Member, Network
 from gad.models.tokens import Codec
@@ -263,6 +264,22 @@ def test_a_merged_copy_samples_what_live_adapters_sample(architecture: str, tuni
     exact_live, _ = engine(architecture, ends=False, tuning=tuning, limit=8)
     exact_merged, _ = engine(architecture, ends=False, tuning=tuning, limit=8, merged=True)
     assert_same(exact_live.generate(requests(2), FREE), exact_merged.generate(requests(2), FREE), atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_weights_kept_in_onednns_order_are_sorted_anew_once_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "prefers_onednn", lambda: True)
+    linear._sorted_types.cache_clear()
+    made, member = engine(dtype=torch.float32, merged=True)
+    assert made._few_rows is not None
+    plainly, theirs = engine(dtype=torch.float32, merged=True)
+    plainly._few_rows = None
+    for version in (8, 9):
+        assert_same(made.generate(requests(2), FREE), plainly.generate(requests(2), FREE), atol=1e-4)
+        for each, owner in ((made, member), (plainly, theirs)):
+            plain.shake(owner, torch.float32, seed=version, scale=0.5)
+            each.load_weights(owner, version=version)
+    linear._sorted_types.cache_clear()
 
 
 @pytest.mark.parametrize("merged", [True, False])
