@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from gad.__main__ import main as gad
 from gad.cli import let_threads_sleep
 from gad.config.loading import load
 from gad.config.run import RunConfig
@@ -103,21 +104,43 @@ FORMS = {
 
 ROWS = 16
 PROMPTS, SETS, ARMS = 300, 2, 3
-BATCH, SAMPLED = 0.7, 0.018
-CRITIC_ROW, STUDENT_ROW, REFERENCE_ROW, INDEPENDENT_ROW, SCORED, LIKELIHOOD = 0.012, 0.034, 0.017, 0.02, 0.008, 0.02
-SHORT_ROW, REST = 0.85, 6.5
-"""What else there is, in steps of imitation of 16 rows: a batch of replies of 64 tokens, and each of them; a row of the
-discriminator's update, of the student's, of the reference's part in it, of the independent discriminator's update; a
-reply scored, a likelihood; a row without a system prompt, of one with it; all the rest. From the `time/*` of a
-run's log on two cores without bfloat16 instructions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What else there is, in steps of imitation of 16 rows. From the `time/*` of runs' logs on two cores.
+
+    batch, sampled: a batch of replies of 64 tokens, and each of them. critic_row, student_row, reference_row,
+    independent_row: a row of the discriminator's update, of the student's, of the reference's part in it, of the
+    independent discriminator's update. scored, likelihood: one reply. rest: all that does not grow.
+    """
+
+    batch: float
+    sampled: float
+    critic_row: float
+    student_row: float
+    reference_row: float
+    independent_row: float
+    scored: float
+    likelihood: float
+    rest: float
+
+
+COSTS = {
+    "float32": Costs(0.7, 0.018, 0.012, 0.034, 0.017, 0.02, 0.008, 0.02, 6.5),
+    "bfloat16": Costs(0.5, 0.024, 0.019, 0.049, 0.025, 0.03, 0.013, 0.03, 14.0),
+}
+"""Where a processor multiplies bfloat16, everything around the products weighs more."""
+SHORT_ROW = 0.85
+"""A row without a system prompt, of one with it."""
 
 
 def main(run_file: str, overrides: list[str]) -> None:
-    """Replaces this process by `gad run`."""
+    """`gad run` in this process, which has imported what that needs."""
     if Path(run_file).as_posix() == QUICKSTART:
         overrides = [*_form(run_file, overrides), *overrides]
-    command = [sys.executable, "-m", "gad", "run", run_file, *overrides]
-    os.execv(sys.executable, command)
+    sys.argv = ["gad", "run", run_file, *overrides]
+    gad()
 
 
 def _form(run_file: str, overrides: list[str]) -> tuple[str, ...]:
@@ -126,8 +149,8 @@ def _form(run_file: str, overrides: list[str]) -> tuple[str, ...]:
     if recorded.exists():
         before = json.loads(recorded.read_text(encoding="utf-8"))
         return next((FORMS[name] for name, each in configs.items() if each.model_dump(mode="json") == before), ())
-    seconds = _step_seconds(configs["full"])
-    minutes = {name: steps_of_work(config) * seconds / 60 for name, config in configs.items()}
+    seconds, arithmetic = _step_seconds(configs["full"])
+    minutes = {name: steps_of_work(config, COSTS[arithmetic]) * seconds / 60 for name, config in configs.items()}
     chosen = next((name for name in FORMS if minutes[name] <= MINUTES), "least")
     _say(f"a step of imitation takes {seconds:.1f} s here; the full quickstart takes about {minutes['full']:.0f} min")
     if chosen != "full":
@@ -136,7 +159,7 @@ def _form(run_file: str, overrides: list[str]) -> tuple[str, ...]:
     return FORMS[chosen]
 
 
-def steps_of_work(config: RunConfig) -> float:
+def steps_of_work(config: RunConfig, costs: Costs) -> float:
     """The quickstart's work in steps of imitation of 16 rows."""
     assert config.seqkd is not None
     assert config.warmup is not None
@@ -145,37 +168,41 @@ def steps_of_work(config: RunConfig) -> float:
     row = SHORT_ROW if config.prompt.system == "" else 1.0
     imitated = (config.seqkd.epochs + float(warmup.phases[0].epochs or 0)) * PROMPTS / ROWS * row
     taught = warmup.batch_size * warmup.replies_per_prompt
-    lesson = (taught + warmup.batch_size) * CRITIC_ROW
+    lesson = (taught + warmup.batch_size) * costs.critic_row
     lessons = math.ceil(float(warmup.phases[1].epochs or 0) * PROMPTS / warmup.batch_size)
     replies = game.batch_size * game.replies_per_prompt
     trained = game.batch_size * (game.trained_replies or game.replies_per_prompt)
-    row_cost = STUDENT_ROW + (REFERENCE_ROW if game.kl.weight else 0.0)
-    step = _sampled(config, replies) + trained * row_cost + (replies + game.batch_size) * CRITIC_ROW
+    row_cost = costs.student_row + (costs.reference_row if game.kl.weight else 0.0)
+    step = _sampled(config, costs, replies) + trained * row_cost + (replies + game.batch_size) * costs.critic_row
     step += game.batch_size / ROWS * row if game.cross_entropy_weight else 0.0
     judged = judge.epochs * PROMPTS
-    judging = 2 * _sampled(config, judged) + 3 * judged * INDEPENDENT_ROW
+    judging = 2 * _sampled(config, costs, judged) + 3 * judged * costs.independent_row
     shown = min(60, config.evaluation.max_prompts or 60)
     drawn = ARMS * len(config.evaluation.decodings)
-    measured = SETS * (drawn * _sampled(config, shown) + (drawn + 1) * shown * SCORED + ARMS * shown * LIKELIHOOD)
-    taught_in_all = lessons * lesson + _sampled(config, lessons * taught)
-    return imitated + taught_in_all + float(game.steps or 0) * step + judging + measured + REST
+    measured = drawn * _sampled(config, costs, shown) + (drawn + 1) * shown * costs.scored
+    measured += ARMS * shown * costs.likelihood
+    taught_in_all = lessons * lesson + _sampled(config, costs, lessons * taught)
+    return imitated + taught_in_all + float(game.steps or 0) * step + judging + SETS * measured + costs.rest
 
 
-def _sampled(config: RunConfig, replies: float) -> float:
+def _sampled(config: RunConfig, costs: Costs, replies: float) -> float:
     batches = math.ceil(replies / config.compute.rows_per_sampling_batch)
-    return config.prompt.max_reply_tokens / 64 * (batches * BATCH + replies * SAMPLED)
+    return config.prompt.max_reply_tokens / 64 * (batches * costs.batch + replies * costs.sampled)
 
 
-def _step_seconds(config: RunConfig) -> float:
-    """The best of three half steps after a first one, twice: what else the machine does at times is no part of it."""
+def _step_seconds(config: RunConfig) -> tuple[float, str]:
+    """Twice the best of three half steps after a first one, so that what else the machine does at times is no part of
+    it; and the number type that it was in."""
     let_threads_sleep()
     _say("timing this machine ...")
     from gad.build import Workshop
+    from gad.models.arithmetic import fastest
     from gad.records import Example, Prompt, TeacherReply
     from gad.storage import read_jsonl
 
     assert config.seqkd is not None
-    trainer = Workshop(config).student_trainer(config.seqkd.optimizer, 3)
+    workshop = Workshop(config)
+    trainer = workshop.student_trainer(config.seqkd.optimizer, 3)
     rows = list(read_jsonl(Path("recipes/quickstart/train.jsonl")))[: ROWS // 2]
     replies = [TeacherReply(row["completion"]) for row in rows]
     examples = [
@@ -187,7 +214,7 @@ def _step_seconds(config: RunConfig) -> float:
         started = time.perf_counter()
         trainer.imitate(examples)
         times.append(time.perf_counter() - started)
-    return 2 * min(times[1:])
+    return 2 * min(times[1:]), fastest(workshop.device)
 
 
 def _say(text: str) -> None:
