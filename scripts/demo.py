@@ -33,7 +33,6 @@ SHORT = (
     "adversarial.batch_size=8",
     "adversarial.replies_per_prompt=8",
     "adversarial.trained_replies=2",
-    "adversarial.student.warmup_steps=1",
     "evaluation.independent.batch_size=8",
     "compute.rows_per_sampling_batch=128",
     "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
@@ -44,6 +43,7 @@ game 64 replies are sampled and scored, because fewer take nearly as long, and t
 best one to each prompt."""
 FEW = (
     *SHORT,
+    "adversarial.student.warmup_steps=1",
     "adversarial.student.schedule=constant",
     "adversarial.discriminator.learning_rate=1.0e-3",
     "adversarial.kl.weight=0",
@@ -53,8 +53,9 @@ FEW = (
 is mixed in, a pull back to the teacher's replies."""
 STEPS = (16, 14, 12, 11, 10, 9, 8, 7, 6, 5)
 """Of the brief forms."""
-GAME_STEPS = (24, 20, 16, 12)
-"""Of those that imitate as long as the full form."""
+GAME_STEPS = (24, 20, 16, 14, 12, 10)
+"""Of those that imitate as long as the full form. Their student begins gently and is held closer to the warm-up's: with
+rates of 7e-4 and above some seeds ran to the limit of length or to replies far too short."""
 STEP_EPOCHS = 0.02666
 """8 of 300 of the teacher's replies, rounded down: as many in a step of the control as in one of the game."""
 
@@ -65,8 +66,10 @@ def _game(steps: int) -> tuple[str, ...]:
         f"seqkd.epochs={steps * STEP_EPOCHS:.4f}",
         "warmup.phases.1.epochs=0.3",
         f"adversarial.steps={steps}",
-        "adversarial.student.learning_rate=4.0e-4",
-        "adversarial.discriminator.learning_rate=1.0e-3",
+        "adversarial.student.learning_rate=5.0e-4",
+        "adversarial.student.warmup_steps=3",
+        "adversarial.discriminator.learning_rate=5.0e-4",
+        "adversarial.kl.weight=0.1",
         "evaluation.max_prompts=40",
         "evaluation.independent.epochs=0.3",
     )
