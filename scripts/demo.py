@@ -30,46 +30,43 @@ SHORT = (
     "warmup.batch_size=8",
     "warmup.replies_per_prompt=4",
     "discriminator.head_rate=10",
-    "adversarial.batch_size=8",
-    "adversarial.replies_per_prompt=8",
-    "adversarial.trained_replies=2",
     "evaluation.independent.batch_size=8",
     "compute.rows_per_sampling_batch=128",
     "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
 )
 """For slow machines: no system prompt of the template's own, replies cut behind the teacher's longest (49 tokens), one
-warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast. In a step of the
-game 64 replies are sampled and scored, because fewer take nearly as long, and the student learns from the worst and the
-best one to each prompt."""
+warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast."""
 FEW = (
     *SHORT,
+    "adversarial.batch_size=8",
+    "adversarial.replies_per_prompt=8",
+    "adversarial.trained_replies=2",
     "adversarial.student.warmup_steps=1",
     "adversarial.student.schedule=constant",
     "adversarial.discriminator.learning_rate=1.0e-3",
     "adversarial.kl.weight=0",
     "adversarial.cross_entropy_weight=0.5",
 )
-"""For a few steps of the game behind half an epoch of imitation: each moves the student far, and half the cross-entropy
-is mixed in, a pull back to the teacher's replies."""
+"""For a few steps of the game behind half an epoch of imitation: 64 replies are sampled and scored, and the student
+learns from the worst and the best one to each prompt, because that costs least. Each step moves it far, and half the
+cross-entropy is mixed in, a pull back to the teacher's replies."""
 STEPS = (16, 14, 12, 11, 10, 9, 8, 7, 6, 5)
 """Of the brief forms."""
-GAME_STEPS = (24, 20, 16, 14, 12, 10)
-"""Of those that imitate as long as the full form. Their student begins gently and is held closer to the warm-up's: with
-rates of 7e-4 and above some seeds ran to the limit of length or to replies far too short."""
+GAME_STEPS = (20, 16, 12, 10, 8)
+"""Of those that imitate as long as the full form. The student learns from all replies to twice as many prompts: from
+the extremes of each group, with more steps in the same time, it learned less."""
 STEP_EPOCHS = 0.02666
-"""8 of 300 of the teacher's replies, rounded down: as many in a step of the control as in one of the game."""
+"""8 of 300 of the teacher's replies, rounded down: a step of the control."""
 
 
 def _game(steps: int) -> tuple[str, ...]:
     return (
         *SHORT,
-        f"seqkd.epochs={steps * STEP_EPOCHS:.4f}",
+        f"seqkd.epochs={2 * steps * STEP_EPOCHS:.4f}",
         "warmup.phases.1.epochs=0.3",
         f"adversarial.steps={steps}",
-        "adversarial.student.learning_rate=5.0e-4",
-        "adversarial.student.warmup_steps=3",
-        "adversarial.discriminator.learning_rate=5.0e-4",
-        "adversarial.kl.weight=0.1",
+        "adversarial.student.warmup_steps=2",
+        "adversarial.kl.weight=0",
         "evaluation.max_prompts=40",
         "evaluation.independent.epochs=0.3",
     )
