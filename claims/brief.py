@@ -74,7 +74,7 @@ FORMS = {
         CHANGES["game-10"],
         {**SEQKD_ARMS, "gad": "GAD"},
         Path("claims/results/game.json"),
-        910,  # chosen on 502, 503, 700, 701, 800, 801, 900 and 901
+        912,  # chosen on 502, 503, 700, 701, 800, 801, 900, 901, 910 and 911
         "longer form",
     ),
 }

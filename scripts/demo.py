@@ -52,7 +52,7 @@ learns from the worst and the best one to each prompt, because that costs least.
 cross-entropy is mixed in, a pull back to the teacher's replies."""
 STEPS = (16, 14, 12, 11, 10, 9, 8, 7, 6, 5)
 """Of the brief forms."""
-GAME_STEPS = (20, 16, 12, 10, 8)
+GAME_STEPS = (20, 16, 12, 10, 9, 8)
 """Of those that imitate as long as the full form. The student learns from all replies to twice as many prompts: from
 the extremes of each group, with more steps in the same time, it learned less."""
 STEP_EPOCHS = 0.02666
@@ -66,7 +66,6 @@ def _game(steps: int) -> tuple[str, ...]:
         "warmup.phases.1.epochs=0.3",
         f"adversarial.steps={steps}",
         "adversarial.student.warmup_steps=2",
-        "adversarial.kl.weight=0",
         "evaluation.max_prompts=40",
         "evaluation.independent.epochs=0.3",
     )
