@@ -28,6 +28,7 @@ from gad.training import checkpoint, evidence
 from gad.training.checkpoint import Checkpoint
 from gad.training.evidence import Evidence
 from gad.training.saving import Writing, kept
+from gad.training.signs import Signs
 from gad.training.trace import traced
 
 
@@ -109,6 +110,7 @@ class StageRun:
         self._epoch, self._order = -1, list[int]()
         self._last_time = time.perf_counter()
         self._shares = list[float]()
+        self._signs = Signs()
 
     @property
     def done(self) -> bool:
@@ -180,6 +182,9 @@ class StageRun:
         with JsonlWriter(self._metrics_path) as writer:
             writer.append({name: _json_number(value) for name, value in row.items()})
         self._note_skipped(step)
+        if "reward/mean" in row:
+            for line in self._signs.of(step, row):
+                self._place.progress.say(f"{self.stage}: {line}")
 
     def _note_skipped(self, step: int) -> None:
         for name, part in self._parts.items():
