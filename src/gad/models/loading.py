@@ -111,6 +111,8 @@ def load_model(
             f"{reference}: cannot be loaded as a causal language model ({_first_line(error)}); "
             "give a folder with config.json and *.safetensors, or the name of a model on the Hugging Face hub"
         ) from error
+    if how:
+        quantized.settle(model, reference)
     loaded: PreTrainedModel = model.eval() if how else model.eval().to(device)
     return loaded
 

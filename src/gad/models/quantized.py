@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 from gad.config.models import Int8, Nf4, OwnDiscriminator, Quantization, StudentConfig
-from gad.errors import ConfigError, MissingExtra
+from gad.errors import ConfigError, MissingExtra, ModelError
+
+SORTS_ANEW = "support_avx512bf16_for_cpu"
+"""bitsandbytes' own switch, on each of its layers in 4 bits."""
+ROUNDING = 0.13
+"""More than rounding to 4 bits does: .09 to .10. bitsandbytes 0.50.2 on AVX-512, rows of 32, 48 or 96: .16 to .37."""
 
 
 def arguments(quantization: Quantization, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -40,6 +45,38 @@ def arguments(quantization: Quantization, dtype: torch.dtype, device: torch.devi
         case _:
             assert_never(quantization)
     return {"quantization_config": how, "device_map": {"": device}}
+
+
+def settle(model: nn.Module, reference: str) -> None:
+    """Let weights in 4 bits stay in the order and with the scales that they were loaded with.
+
+    On CPUs with AVX-512 and bfloat16 bitsandbytes sorts them anew in the first pass that is no training, with scales
+    rounded to bfloat16: another base than the one whose gradients are computed, and an error for narrow layers.
+    Raises ModelError for layers of a width that it computes wrong there.
+    """
+    widths = set[int]()
+    module: Any
+    for module in model.modules():
+        if hasattr(module, SORTS_ANEW):
+            setattr(module, SORTS_ANEW, False)
+            if module.weight.device.type == "cpu":
+                widths.add(module.in_features)
+    for width in sorted(widths):
+        off = _rounding(width)
+        if off > ROUNDING:
+            raise ModelError(
+                f"{reference}: bitsandbytes reads 4 bits of layers {width} wide wrong on this CPU, off by {off:.0%}; "
+                "use quantization.kind=int8, or none"
+            )
+
+
+def _rounding(width: int) -> float:
+    """How far numbers of a normal distribution, in rows of this width, are from themselves in 4 bits; relative."""
+    import bitsandbytes.functional as functions
+
+    weight = torch.randn(16, width, generator=torch.Generator().manual_seed(0))
+    found = functions.dequantize_4bit(*functions.quantize_4bit(weight, blocksize=64, quant_type="nf4"))
+    return float((found - weight).norm() / weight.norm())
 
 
 def check_processes(source: StudentConfig | OwnDiscriminator, processes: int, shard: str) -> None:

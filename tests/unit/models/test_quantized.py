@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from gad.build import Workshop
 from gad.config.models import Int8, Lora, Nf4, Quantization
-from gad.errors import ConfigError, Interrupted, MissingExtra
+from gad.errors import ConfigError, Interrupted, MissingExtra, ModelError
 from gad.layouts import build
 from gad.models import quantized
 from gad.models.counting import arithmetic
@@ -174,6 +174,7 @@ def test_what_is_written_is_an_ordinary_model_that_computes_the_same(
 @needs
 def test_a_run_with_a_base_in_four_bits_is_stopped_goes_on_and_writes_an_ordinary_student(tmp_path: Path) -> None:
     model = tiny.save(tmp_path / "model")
+    plain.model("qwen2", dtype=torch.float32, attention="eager", **WIDE).save_pretrained(model)
     student = {"model": str(model), "dtype": "float32", "tuning": {"kind": "lora", "rank": 4}}
     changes = {
         "student": {**student, "quantization": {"kind": "nf4"}},
@@ -195,3 +196,33 @@ def test_a_run_with_a_base_in_four_bits_is_stopped_goes_on_and_writes_an_ordinar
     assert {parameter.dtype for parameter in written.parameters()} == {torch.float32}
     weight, old = (each.model.layers[0].mlp.up_proj.weight.detach() for each in (written, base))
     assert 0.01 < apart(weight, old) < 0.2  # rounding to 4 bits
+
+
+@needs
+def test_weights_in_four_bits_are_not_sorted_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU with AVX-512 and bfloat16, where bitsandbytes would do that in the first pass without gradients."""
+    from bitsandbytes.nn import modules
+
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    sorted_anew: list[object] = []
+    monkeypatch.setattr(
+        modules, "_convert_weight_packed_for_cpu", lambda weight, state: sorted_anew.append(weight) or (weight, state)
+    )
+    network = Network(load(folder, "nf4"), Lora(rank=4))
+    with torch.no_grad():
+        last_states(network)
+    assert sorted_anew == []
+
+
+@needs
+def test_a_width_that_four_bits_are_read_wrong_at_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized, "_rounding", lambda width: 0.31 if width == 128 else 0.09)
+    with pytest.raises(ModelError, match=r"reads 4 bits of layers 128 wide wrong on this CPU, off by 31%"):
+        load(folder, "nf4")
+    assert load(folder, "int8") is not None
+
+
+@needs
+@pytest.mark.parametrize("width", [64, 128, 576])
+def test_rounding_to_four_bits(width: int) -> None:
+    assert 0.05 < quantized._rounding(width) < quantized.ROUNDING
