@@ -1,7 +1,6 @@
 """The quickstart's forms for slow machines, those that `make demo` takes, on several seeds.
 
-`python -m claims.brief` and `python -m claims.brief --form game-8` write claims/results/brief.json and game.json, and
-the second and third part of docs/quickstart-results.md.
+`python -m claims.brief` writes claims/results/brief.json and the second part of docs/quickstart-results.md.
 
 What is trained is the demo's; it is measured on all prompts, by an independent discriminator that has learned from
 more of them. SeqKD also goes on for as long as the game took. In the brief form GAD is also played with replies that
@@ -69,13 +68,6 @@ FORMS = {
         Path("claims/results/brief.json"),
         600,  # chosen on 0, 200, 201, 300, 301, 400, 401, 500 and 501
         "brief form",
-    ),
-    "game-8": Form(
-        CHANGES["game-8"],
-        {**SEQKD_ARMS, "gad": "GAD"},
-        Path("claims/results/game.json"),
-        914,  # chosen on 502, 503, 700, 701, 800, 801, 900, 901 and 910 to 913
-        "longer form",
     ),
 }
 

@@ -52,26 +52,8 @@ learns from the worst and the best one to each prompt, because that costs least.
 cross-entropy is mixed in, a pull back to the teacher's replies."""
 STEPS = (16, 14, 12, 11, 10, 9, 8, 7, 6, 5)
 """Of the brief forms."""
-GAME_STEPS = (20, 16, 12, 11, 10, 9, 8)
-"""Of those that imitate as long as the full form. The student learns from all replies to twice as many prompts: from
-the extremes of each group, with more steps in the same time, it learned less. A rate that starts at the recipe's 7e-4
-made replies half as long on one seed of five; here it is as much over ten steps, evenly."""
 STEP_EPOCHS = 0.02666
 """8 of 300 of the teacher's replies, rounded down: a step of the control."""
-
-
-def _game(steps: int) -> tuple[str, ...]:
-    return (
-        *SHORT,
-        f"seqkd.epochs={2 * steps * STEP_EPOCHS:.4f}",
-        "warmup.phases.1.epochs=0.3",
-        f"adversarial.steps={steps}",
-        "adversarial.student.learning_rate=4.0e-4",
-        "adversarial.student.schedule=constant",
-        "adversarial.student.warmup_steps=2",
-        "evaluation.max_prompts=40",
-        "evaluation.independent.epochs=0.3",
-    )
 
 
 def _brief(steps: int) -> tuple[str, ...]:
@@ -89,7 +71,6 @@ def _brief(steps: int) -> tuple[str, ...]:
 
 FORMS = {
     "full": (),
-    **{f"game-{steps}": _game(steps) for steps in GAME_STEPS},
     **{f"brief-{steps}": _brief(steps) for steps in STEPS},
     "least": (
         *FEW,

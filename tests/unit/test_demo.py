@@ -83,7 +83,7 @@ def test_the_work_of_a_short_form_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("share", "form"),
-    [(0.99, "full"), (1.01, "game-20"), (2.05, "game-12"), (3.25, "brief-14"), (4.4, "brief-9"), (20.0, "least")],
+    [(0.99, "full"), (1.01, "brief-16"), (3.0, "brief-16"), (3.25, "brief-14"), (4.4, "brief-9"), (20.0, "least")],
 )
 def test_the_longest_form_that_fits_is_run(
     share: float, form: str, started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
