@@ -115,50 +115,36 @@ def _cell(figure: Mapping[str, Any], sign: str = "") -> str:
     return mean if figure["low"] is None else f"{mean} ({figure['low']:{sign}.2f} to {figure['high']:{sign}.2f})"
 
 
-def parser(module: str, says: str, *, seeds: int, first: int | None, out: Path | None) -> argparse.ArgumentParser:
-    """What claims over seeds can be asked for. first, out: None where another argument decides on them."""
+def parser(module: str, says: str, *, seeds: int, first: int, out: Path) -> argparse.ArgumentParser:
+    """What claims over seeds can be asked for."""
     made = argparse.ArgumentParser(prog=f"python -m {module}", description=says)
     made.add_argument("overrides", nargs="*", metavar="KEY.PATH=VALUE", help="keys of the recipe, for a trial")
     made.add_argument("--seeds", type=int, default=seeds, help=f"seeds of every arm (default {seeds})")
-    made.add_argument("--first", type=int, default=first, help=f"the first seed{_default(first)}")
+    made.add_argument("--first", type=int, default=first, help=f"the first seed (default {first})")
     made.add_argument("--jobs", type=int, default=2, help="seeds at a time, one thread each (default 2)")
     work = ROOT / "runs" / module.replace(".", "-")
     made.add_argument("--work", type=Path, default=work, help="folder of the runs")
-    written = None if out is None else ROOT / out
-    made.add_argument("--out", type=Path, default=written, help=f"results{_default(out)}")
+    made.add_argument("--out", type=Path, default=ROOT / out, help=f"results (default {out})")
     made.add_argument("--seed", type=int, help="run this one seed and gather nothing")
     return made
 
 
-def _default(value: object) -> str:
-    return "" if value is None else f" (default {value})"
-
-
-def found_by(
-    module: str,
-    asked: argparse.Namespace,
-    run_seed: Callable[[int, Path, Sequence[str]], None],
-    *,
-    options: Sequence[str] = (),
-) -> list[Row]:
-    """What the seeds that were asked for found. The process of a single seed runs it, and gathers nothing.
-
-    options: what the process of a seed is told besides, as it was told to this one.
-    """
+def found_by(module: str, asked: argparse.Namespace, run_seed: Callable[[int, Path, Sequence[str]], None]) -> list[Row]:
+    """What the seeds that were asked for found. The process of a single seed runs it, and gathers nothing."""
     if asked.seed is not None:
         run_seed(asked.seed, asked.work.resolve(), asked.overrides)
         return []
     seeds = range(asked.first, asked.first + asked.seeds)
-    return run_seeds(module, seeds, asked.work, asked.jobs, [*options, *asked.overrides])
+    return run_seeds(module, seeds, asked.work, asked.jobs, asked.overrides)
 
 
-def run_seeds(module: str, seeds: Sequence[int], work: Path, jobs: int, words: Sequence[str]) -> list[Row]:
+def run_seeds(module: str, seeds: Sequence[int], work: Path, jobs: int, overrides: Sequence[str]) -> list[Row]:
     """What `module --seed` leaves in `<work>/seed<N>.json`, one process a seed, `jobs` at a time."""
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
 
     def child(seed: int) -> int:
-        command = [sys.executable, "-m", module, f"--seed={seed}", f"--work={work}", *words]
+        command = [sys.executable, "-m", module, f"--seed={seed}", f"--work={work}", *overrides]
         with (work / f"seed{seed}.log").open("a", encoding="utf-8") as log:
             return subprocess.run(command, cwd=ROOT, stdout=log, stderr=log).returncode
 
