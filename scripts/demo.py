@@ -30,14 +30,6 @@ SHORT = (
     "warmup.batch_size=8",
     "warmup.replies_per_prompt=4",
     "discriminator.head_rate=10",
-    "evaluation.independent.batch_size=8",
-    "compute.rows_per_sampling_batch=128",
-    "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
-)
-"""For slow machines: no system prompt of the template's own, replies cut behind the teacher's longest (49 tokens), one
-warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast."""
-FEW = (
-    *SHORT,
     "adversarial.batch_size=8",
     "adversarial.replies_per_prompt=8",
     "adversarial.trained_replies=2",
@@ -46,10 +38,15 @@ FEW = (
     "adversarial.discriminator.learning_rate=1.0e-3",
     "adversarial.kl.weight=0",
     "adversarial.cross_entropy_weight=0.5",
+    "evaluation.independent.batch_size=8",
+    "compute.rows_per_sampling_batch=128",
+    "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
 )
-"""For a few steps of the game behind half an epoch of imitation: 64 replies are sampled and scored, and the student
-learns from the worst and the best one to each prompt, because that costs least. Each step moves it far, and half the
-cross-entropy is mixed in, a pull back to the teacher's replies."""
+"""For slow machines: no system prompt of the template's own, replies cut behind the teacher's longest (49 tokens), one
+warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast. In a step of the
+game 64 replies are sampled and scored, and the student learns from the worst and the best one to each prompt, because
+that costs least. Each step moves it far, and half the cross-entropy is mixed in, a pull back to the teacher's
+replies."""
 STEPS = (16, 14, 12, 11, 10, 9, 8, 7, 6, 5)
 """Of the brief forms."""
 STEP_EPOCHS = 0.02666
@@ -58,7 +55,7 @@ STEP_EPOCHS = 0.02666
 
 def _brief(steps: int) -> tuple[str, ...]:
     return (
-        *FEW,
+        *SHORT,
         f"seqkd.epochs={steps * STEP_EPOCHS:.4f}",
         "warmup.phases.0.epochs=0.5",
         "warmup.phases.1.epochs=0.16",
@@ -73,7 +70,7 @@ FORMS = {
     "full": (),
     **{f"brief-{steps}": _brief(steps) for steps in STEPS},
     "least": (
-        *FEW,
+        *SHORT,
         f"seqkd.epochs={4 * STEP_EPOCHS:.4f}",
         "warmup.phases.0.epochs=0.4",
         "warmup.phases.1.epochs=0.16",

@@ -268,8 +268,7 @@ def test_a_merged_copy_samples_what_live_adapters_sample(architecture: str, tuni
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 def test_weights_kept_in_onednns_order_are_sorted_anew_once_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "prefers_onednn", lambda: True)
-    linear._sorted_types.cache_clear()
+    monkeypatch.setattr(linear, "_sorted_types", lambda: frozenset({torch.float32}))
     made, member = engine(dtype=torch.float32, merged=True)
     assert made._few_rows is not None
     plainly, theirs = engine(dtype=torch.float32, merged=True)
@@ -279,7 +278,6 @@ def test_weights_kept_in_onednns_order_are_sorted_anew_once_loaded(monkeypatch: 
         for each, owner in ((made, member), (plainly, theirs)):
             plain.shake(owner, torch.float32, seed=version, scale=0.5)
             each.load_weights(owner, version=version)
-    linear._sorted_types.cache_clear()
 
 
 @pytest.mark.parametrize("merged", [True, False])
