@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
-from gad.layouts import LayoutName, TokenGroup, query_blocks
+from gad.layouts import LayoutName, TokenGroup
+from gad.packing import apart
 
 DENSE: tuple[LayoutName, ...] = ("padded", "tree", "cache")
 """Layouts of few large kernels, for any device. `packed` is many small ones, which suits a CPU alone, or on CUDA one of
@@ -61,7 +62,7 @@ def shares(groups: Sequence[TokenGroup]) -> bool:
 def computed(groups: Sequence[TokenGroup], layout: LayoutName, *, fused: bool = False) -> tuple[int, int]:
     """Tokens and query-key pairs that are computed for one batch of these groups, padding included.
 
-    Windows, by which fewer may be computed, are not looked at.
+    Windows, by which fewer may be computed, are not looked at, nor the few pairs by which `packed` has fewer kernels.
     """
     count = len(groups)
     replies = sum(len(group.replies) for group in groups)
@@ -79,19 +80,12 @@ def computed(groups: Sequence[TokenGroup], layout: LayoutName, *, fused: bool = 
             return count * prompt + replies * reply, count * prompt**2 + replies * reply * (prompt + reply)
         case "packed":
             tokens = sum(len(group.prompt) + sum(map(len, group.replies)) for group in groups)
+            shapes = [(prompt, tuple(sorted(replies)[::-1])) for prompt, replies in (each.lengths for each in groups)]
             if not fused:
-                return tokens, sum(map(_packed_pairs, groups))
-            lengths = [group.lengths for group in groups]
-            return tokens, _block_pairs([(prompt, sorted(replies)[::-1]) for prompt, replies in lengths], tokens)
+                return tokens, sum(portion.pairs for portion in apart(shapes))
+            return tokens, _block_pairs(shapes, tokens)
         case _:
             assert_never(layout)
-
-
-def _packed_pairs(group: TokenGroup) -> int:
-    prompt = len(group.prompt)
-    lengths = sorted(map(len, group.replies), reverse=True)
-    own = sum((end - start) * end for start, end, _ in query_blocks([prompt]))
-    return own + sum(rows * (end - start) * (prompt + end) for start, end, rows in query_blocks(lengths))
 
 
 def _block_pairs(groups: Sequence[tuple[int, Sequence[int]]], width: int) -> int:

@@ -242,16 +242,6 @@ def _packed(groups: Sequence[TokenGroup]) -> PackedBatch:
     return PackedBatch(torch.tensor([ids]), torch.tensor([positions]), tuple(shapes), _readout(replies, starts, firsts))
 
 
-def query_blocks(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Blocks of query positions for rows of these lengths, longest first: start, end, and how many rows reach there."""
-    longest = lengths[0] if lengths else 0
-    step = max(32, -(-longest // 96) * 16)
-    return [
-        (start, min(start + step, longest), sum(length > start for length in lengths))
-        for start in range(0, longest, step)
-    ]
-
-
 def _readout(replies: Sequence[tuple[int, ...]], starts: Sequence[int], firsts: Sequence[int] | None = None) -> Readout:
     """`starts`: where each reply's first token is; `firsts`: the state that predicts it, by default the one before."""
     lengths_B = torch.tensor([len(reply) for reply in replies])

@@ -21,7 +21,6 @@ from gad.layouts import (
     TreeBatch,
     build,
     pad,
-    query_blocks,
     to_device,
     tokens_of,
 )
@@ -130,13 +129,6 @@ def test_packed_by_hand() -> None:
     assert readout.last_B.tolist() == [5, 1, 4, 10]
 
 
-def test_query_blocks_by_hand() -> None:
-    """32 positions a block, or about a sixth of the longest row."""
-    assert query_blocks([70, 40, 33, 32, 0]) == [(0, 32, 4), (32, 64, 3), (64, 70, 1)]
-    assert query_blocks([400, 81]) == [(0, 80, 2), (80, 160, 2), (160, 240, 1), (240, 320, 1), (320, 400, 1)]
-    assert query_blocks([0, 0]) == query_blocks([]) == []
-
-
 def test_picking_rows_keeps_each_reply_with_its_own() -> None:
     readout = build(GROUPS, "padded").readout.rows(torch.tensor([True, False, False, True]))
     assert readout.targets_BL.tolist() == [[21, 22, 23], [41, 42, 0]]
@@ -162,8 +154,9 @@ def test_all_tensors_move_to_the_device(layout: LayoutName) -> None:
 def test_computed_by_hand() -> None:
     assert computed(GROUPS, "padded") == (4 * 5, 4 * 25)
     assert computed(GROUPS, "tree") == (2 * 6, 2 * 36)
-    # no padding; one block a prompt and one for the replies: 2 * 2 + 2 * 3 * (2 + 3), 3 * 3 + 2 * (3 + 2)
-    assert computed(GROUPS, "packed") == (2 + 4 + 3 + 2, 4 + 30 + 9 + 10)
+    # no padding; a block for the first prompt and one for its replies, one for the row of the second: 2 * 2 + 2 * 3 *
+    # (2 + 3), 5 * 5
+    assert computed(GROUPS, "packed") == (2 + 4 + 3 + 2, 4 + 30 + 25)
     # 40 replies tokens in two blocks: 32 * (6 + 32) for two rows, 8 * (6 + 40) for one
     assert computed([group(6, 32, 40)], "packed") == (78, 36 + 2 * 32 * 38 + 8 * 46)
     assert computed(GROUPS, "cache") == (2 * 3 + 4 * 3, 2 * 9 + 4 * 3 * (3 + 3))

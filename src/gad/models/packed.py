@@ -1,15 +1,16 @@
-"""Attention of the packed layout: group by group, queries in blocks; no padding, nothing of the future.
+"""Attention of the packed layout: nothing of the future, and next to no padding.
 
-A block holds the same query positions of all replies of a group that reach there. Its keys are the whole prompt, which
-all replies read in place, and the replies' own keys up to the block's end. So what is computed beyond the triangle that
-theory asks for is at most a block's own half.
+Rows are computed in portions (`gad.packing`), queries in blocks: a block holds the same query positions of all rows of
+a portion that reach there. Its keys are the rows' prompts, each of which all replies read in place, and the rows' own
+keys up to the block's end. So what is computed beyond the triangle that theory asks for is at most a block's own half.
 
-N packed tokens, H query heads, Hk key heads, G query heads per key head, D head width; of a group: R replies, longest
-first, L tokens of the longest, p prompt tokens.
+N packed tokens, H query heads, Hk key heads, G query heads per key head, D head width; of a portion: P prompts of at
+most p tokens, R rows of each, L tokens of the longest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +18,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gad.layouts import query_blocks
 from gad.models.attention import Heads
+from gad.packing import Portion, Shape, Span, portions, query_blocks
 
-Shapes = tuple[tuple[int, tuple[int, ...]], ...]
+Shapes = tuple[Shape, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Queries `start:end` of the first `rows` rows; `bias`: None, or what is added to their scores (T, p + end)."""
+    """Queries `start:end` of each prompt's first `rows` rows. bias: what is added to their scores,
+    (P, 1, 1, T, p + end)."""
 
     start: int
     end: int
@@ -34,19 +36,50 @@ class _Block:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Rows that are computed together: a prompt alone, or a group's replies, who also read `prompt`.
+class _Places:
+    """Padded spans of the packed row. tokens: a flat place for each of their tokens, any one on padding; real: the
+    places among those that hold tokens, in the order of `targets`, their flat places."""
 
-    tokens: flat places of the rows' tokens, padded to the longest (R * L); real: the places in that block that hold
-    tokens, in the order of `targets`, their flat places.
-    """
-
-    prompt: slice | None
-    rows: int
-    length: int
+    shape: tuple[int, ...]
     tokens: Tensor
     real: Tensor
     targets: Tensor
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], shape: tuple[int, ...], device: torch.device) -> _Places:
+        """shape: of the spans and of the longest one's tokens."""
+        starts_S1 = torch.tensor([span.start for span in spans], device=device)[:, None]
+        steps_T = torch.arange(shape[-1], device=device)
+        real_ST = steps_T < torch.tensor([span.length for span in spans], device=device)[:, None]
+        tokens = torch.where(real_ST, starts_S1 + steps_T, 0).flatten()
+        real = real_ST.flatten().nonzero()[:, 0]
+        return cls(shape, tokens, real, tokens[real])
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Of (N, ...) the spans' tokens, (*shape, ...)."""
+        return x.index_select(0, self.tokens).view(*self.shape, *x.shape[1:])
+
+    def padded(self, x: Tensor) -> Tensor:
+        """As `gather`, with zeros on padding."""
+        flat = x.new_zeros(len(self.tokens), *x.shape[1:]).index_copy_(0, self.real, x.index_select(0, self.targets))
+        return flat.view(*self.shape, *x.shape[1:])
+
+    def scatter(self, x: Tensor, into: Tensor) -> None:
+        """Write (*shape, ...) to where the tokens are."""
+        into.index_copy_(0, self.targets, x.reshape(-1, *into.shape[1:]).index_select(0, self.real))
+
+    def add(self, x: Tensor, into: Tensor) -> None:
+        """Add (*shape, ...) to what is where the tokens are."""
+        found = x.reshape(-1, *into.shape[1:]).index_select(0, self.real)
+        into.index_copy_(0, self.targets, into.index_select(0, self.targets).add_(found))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A portion's places and blocks. rows: (P, R, L); prompts: (P, p), None where rows have none."""
+
+    rows: _Places
+    prompts: _Places | None
     blocks: tuple[_Block, ...]
 
 
@@ -65,87 +98,92 @@ class Packed:
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         parts = self._parts.get(heads.rule.window)
         if parts is None:
-            parts = self._parts[heads.rule.window] = _parts(self.shapes, heads.rule.window, q)
+            parts = self._parts[heads.rule.window] = [
+                _part(portion, heads.rule.window, q) for portion in portions(self.shapes)
+            ]
         out: Tensor = _Attention.apply(q, k, v, parts, heads.rule.scaling, heads.rule.softcap)  # type: ignore[no-untyped-call]
         return out.transpose(0, 1)[None]
 
 
-def _parts(shapes: Shapes, window: int | None, like: Tensor) -> list[_Part]:
-    parts, start = [], 0
-    for prompt, lengths in shapes:
-        parts.append(_part(start, [prompt], None, window, like))
-        if lengths[0]:
-            parts.append(_part(start + prompt, lengths, slice(start, start + prompt), window, like))
-        start += prompt + sum(lengths)
-    return parts
-
-
-def _part(
-    start: int, lengths: list[int] | tuple[int, ...], prompt: slice | None, window: int | None, like: Tensor
-) -> _Part:
-    device = like.device
-    lengths_R = torch.tensor([length for length in lengths if length], device=device)
-    rows, longest = len(lengths_R), int(lengths_R[0])
-    steps_L = torch.arange(longest, device=device)
-    starts_R = start + lengths_R.cumsum(0) - lengths_R
-    real_RL = steps_L < lengths_R[:, None]
-    tokens_RL = starts_R[:, None] + torch.where(real_RL, steps_L, 0)
-    real = real_RL.flatten().nonzero()[:, 0]
-    before = 0 if prompt is None else prompt.stop - prompt.start
+def _part(portion: Portion, window: int | None, like: Tensor) -> _Part:
+    lengths = portion.lengths
+    rows = [span for each in portion.rows for span in (*each, *[Span(0, 0)] * (len(lengths) - len(each)))]
+    places = _Places.of(rows, (len(portion.prompts), len(lengths), lengths[0]), like.device)
+    prompts = None
+    if portion.prompt:
+        prompts = _Places.of(portion.prompts, (len(portion.prompts), portion.prompt), like.device)
     blocks = tuple(
-        _Block(first, end, count, _bias(before, first, end, window, like))
-        for first, end, count in query_blocks(lengths)
+        _Block(start, end, count, _bias(portion, start, end, window, like))
+        for start, end, count in query_blocks(lengths)
     )
-    return _Part(prompt, rows, longest, tokens_RL.flatten(), real, tokens_RL.flatten()[real], blocks)
+    return _Part(places, prompts, blocks)
 
 
-def _bias(before: int, start: int, end: int, window: int | None, like: Tensor) -> Tensor:
-    """(T, before + end): -inf on the future and on what is beyond a window."""
-    query_T1 = before + torch.arange(start, end, device=like.device)[:, None]
-    distance = query_T1 - torch.arange(before + end, device=like.device)
-    hidden = distance < 0
+def _bias(portion: Portion, start: int, end: int, window: int | None, like: Tensor) -> Tensor:
+    """(P, 1, 1, T, p + end): -inf on a prompt's padding, on the future and on what is beyond a window."""
+    device = like.device
+    before_P1 = torch.tensor([[span.length] for span in portion.prompts], device=device)
+    steps_P = torch.arange(portion.prompt, device=device)
+    hidden_PP = steps_P >= before_P1
+    keys_PS = torch.cat([steps_P.expand(len(before_P1), -1), before_P1 + torch.arange(end, device=device)], dim=1)
+    queries_PT = before_P1 + torch.arange(start, end, device=device)
+    distance_PTS = queries_PT[:, :, None] - keys_PS[:, None, :]
+    hidden_PTS = distance_PTS < 0
     if window is not None:
-        hidden |= distance >= window
-    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
+        hidden_PTS |= distance_PTS >= window
+    hidden_PTS[:, :, : portion.prompt] |= hidden_PP[:, None, :]
+    bias_PTS = torch.zeros(hidden_PTS.shape, dtype=like.dtype, device=device).masked_fill_(hidden_PTS, float("-inf"))
+    return bias_PTS[:, None, None]
 
 
 class _Rows:
-    """Queries, keys and values of a part, heads first: (Hk, R, G, L, D) and (Hk, R, L, D), and the prompt's."""
+    """Scaled queries, keys and values of a part, heads first: (Hk, P, R, G, L, D) and (Hk, P, R, L, D); the prompts',
+    (Hk * P, p, D)."""
 
-    def __init__(self, part: _Part, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def __init__(self, part: _Part, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> None:
         key_heads, width = k.shape[1:]
         self.group = q.shape[1] // key_heads
-        shape = (part.rows, part.length, key_heads)
-        self.q = q.index_select(0, part.tokens).view(*shape, self.group, width).permute(2, 0, 3, 1, 4)
-        self.k, self.v = (x.index_select(0, part.tokens).view(*shape, width).permute(2, 0, 1, 3) for x in (k, v))
+        self.q = self.by_head(part.rows.gather(q)).mul_(scaling)
+        self.k, self.v = (part.rows.gather(x).permute(3, 0, 1, 2, 4) for x in (k, v))
         self.prompt_k: Tensor | None = None
         self.prompt_v: Tensor | None = None
-        if part.prompt is not None:
-            self.prompt_k, self.prompt_v = (x[part.prompt].transpose(0, 1) for x in (k, v))
+        if part.prompts is not None:
+            self.prompt_k, self.prompt_v = (part.prompts.gather(x).permute(2, 0, 1, 3).flatten(0, 1) for x in (k, v))
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """(P, R, L, H, D) to (Hk, P, R, G, L, D)."""
+        return x.unflatten(3, (-1, self.group)).permute(3, 0, 1, 4, 2, 5)
 
     def queries(self, x: Tensor, block: _Block) -> Tensor:
-        """Of (Hk, R, G, L, D) the block's, (Hk, R', G * T, D)."""
-        return x[:, : block.rows, :, block.start : block.end].flatten(2, 3)
+        """Of (Hk, P, R, G, L, D) the block's, (Hk, P, R', G * T, D)."""
+        return x[:, :, : block.rows, :, block.start : block.end].flatten(3, 4)
 
     def keys(self, x: Tensor, block: _Block) -> Tensor:
-        """Of (Hk, R, L, D) what the block may see, (Hk * R', S, D)."""
-        return x[:, : block.rows, : block.end].flatten(0, 1)
+        """Of (Hk, P, R, L, D) what the block may see, (Hk * P * R', S, D)."""
+        return x[:, :, : block.rows, : block.end].flatten(0, 2)
 
 
-def _padded(part: _Part, x: Tensor, shape: torch.Size) -> Tensor:
-    """A part's rows of (N, H, D) as (Hk, R, G, L, D), with zeros on padding."""
-    key_heads, rows, group, length, width = shape
-    flat = x.new_zeros(rows * length, *x.shape[1:]).index_copy_(0, part.real, x.index_select(0, part.targets))
-    return flat.view(rows, length, key_heads, group, width).permute(2, 0, 3, 1, 4)
+def _by_prompt(x: Tensor) -> Tensor:
+    """(Hk, P, R', T, S) to (Hk * P, R' * T, S)."""
+    return x.flatten(2, 3).flatten(0, 1)
 
 
-def _scores(rows: _Rows, block: _Block, q: Tensor) -> Tensor:
-    """Raw scores (Hk, R', G * T, p + S)."""
-    own = torch.bmm(q.flatten(0, 1), rows.keys(rows.k, block).transpose(1, 2)).view(*q.shape[:3], -1)
-    if rows.prompt_k is None:
-        return own
-    prompt = torch.bmm(q.flatten(1, 2), rows.prompt_k.transpose(1, 2)).view(*q.shape[:3], -1)
-    return torch.cat([prompt, own], dim=-1)
+def _products(rows: _Rows, block: _Block, x: Tensor, own: Tensor, prompt: Tensor | None) -> Tensor:
+    """Of x (Hk, P, R', G * T, D) with what the block sees of the prompts (Hk * P, p, D) and of its rows' own
+    (Hk, P, R, L, D): (Hk, P, R', G * T, p + S)."""
+    found = torch.bmm(x.flatten(0, 2), rows.keys(own, block).transpose(1, 2)).view(*x.shape[:4], -1)
+    if prompt is None:
+        return found
+    return torch.cat([torch.bmm(_by_prompt(x), prompt.transpose(1, 2)).view(*x.shape[:4], -1), found], dim=-1)
+
+
+def _mixture(rows: _Rows, block: _Block, weights: Tensor, own: Tensor, prompt: Tensor | None) -> Tensor:
+    """The way back: weights (Hk, P, R', G * T, p + S) of what the block sees, (Hk, P, R', G * T, D)."""
+    before = weights.shape[-1] - block.end
+    found = torch.bmm(weights[..., before:].flatten(0, 2), rows.keys(own, block)).view(*weights.shape[:4], -1)
+    if prompt is not None:
+        found += torch.bmm(_by_prompt(weights[..., :before]), prompt).view(found.shape)
+    return found
 
 
 class _Attention(torch.autograd.Function):
@@ -162,26 +200,20 @@ class _Attention(torch.autograd.Function):
         saved: list[Tensor] = []
         with torch.autocast(q.device.type, enabled=False):
             for part in parts:
-                rows = _Rows(part, q, k, v)
+                rows = _Rows(part, q, k, v, scaling)
                 mixed = q.new_empty(rows.q.shape)
                 for block in part.blocks:
-                    scores = _scores(rows, block, rows.queries(rows.q, block) * scaling)
+                    scores = _products(rows, block, rows.queries(rows.q, block), rows.k, rows.prompt_k)
                     slope = None
                     if softcap is not None:
                         slope = torch.tanh(scores / softcap)
                         scores = softcap * slope
-                    grouped = scores.view(*scores.shape[:2], rows.group, -1, scores.shape[-1])
+                    grouped = scores.unflatten(3, (rows.group, -1))
                     weights = torch.softmax(grouped.add_(block.bias), -1).view(scores.shape)
                     saved += [weights] if slope is None else [weights, slope]
-                    before = weights.shape[-1] - block.end
-                    result = torch.bmm(weights[..., before:].flatten(0, 1), rows.keys(rows.v, block))
-                    result = result.view(*weights.shape[:3], -1)
-                    if rows.prompt_v is not None:
-                        result += torch.bmm(weights[..., :before].flatten(1, 2), rows.prompt_v).view(result.shape)
-                    target = mixed[:, : block.rows, :, block.start : block.end]
-                    target.copy_(result.view(target.shape))
-                flat = mixed.permute(1, 3, 0, 2, 4).reshape(-1, *q.shape[1:])
-                out.index_copy_(0, part.targets, flat.index_select(0, part.real))
+                    target = mixed[:, :, : block.rows, :, block.start : block.end]
+                    target.copy_(_mixture(rows, block, weights, rows.v, rows.prompt_v).view(target.shape))
+                part.rows.scatter(mixed.permute(1, 2, 4, 0, 3, 5), out)
         ctx.save_for_backward(q, k, v, *saved)
         ctx.settings = (parts, scaling, softcap)
         return out
@@ -191,69 +223,66 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *saved = ctx.saved_tensors
         parts, scaling, softcap = ctx.settings
-        q_grad, k_grad, v_grad = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        q_grad, k_grad, v_grad = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         kept = iter(saved)
+        found: list[_PartGradients] = []
         with torch.autocast(q.device.type, enabled=False):
             for part in parts:
-                rows = _Rows(part, q, k, v)
-                grads, out_grad = _PartGradients(rows), _padded(part, grad, rows.q.shape)
+                rows = _Rows(part, q, k, v, scaling)
+                grads, out_grad = _PartGradients(part, rows), rows.by_head(part.rows.padded(grad))
                 for block in part.blocks:
                     weights = next(kept)
-                    grads.add(
-                        block, weights, None if softcap is None else next(kept), rows.queries(out_grad, block), scaling
-                    )
-                grads.into(part, q_grad, k_grad, v_grad)
+                    grads.add(block, weights, None if softcap is None else next(kept), rows.queries(out_grad, block))
+                grads.own_into(q_grad, k_grad, v_grad, scaling)
+                found.append(grads)
+            for grads in found:  # each token is in one part's rows, and may be in another one's prompts
+                grads.prompts_into(k_grad, v_grad)
         return q_grad, k_grad, v_grad, None, None, None
 
 
 class _PartGradients:
-    """Gradients of a part's queries, keys and values, summed over its blocks."""
+    """Gradients of a part's scaled queries, keys and values, summed over its blocks."""
 
-    def __init__(self, rows: _Rows) -> None:
+    def __init__(self, part: _Part, rows: _Rows) -> None:
+        self._part = part
         self._rows = rows
         self._q = rows.q.new_empty(rows.q.shape)
         self._k, self._v = (torch.zeros(rows.k.shape, dtype=rows.k.dtype, device=rows.k.device) for _ in range(2))
-        self._prompt: list[tuple[Tensor, Tensor]] = []
+        self._prompt_k: Tensor | None = None
+        self._prompt_v: Tensor | None = None
 
-    def add(self, block: _Block, weights: Tensor, slope: Tensor | None, grad: Tensor, scaling: float) -> None:
-        """grad (Hk, R', G * T, D): of the block's output."""
+    def add(self, block: _Block, weights: Tensor, slope: Tensor | None, grad: Tensor) -> None:
+        """grad (Hk, P, R', G * T, D): of the block's output."""
         rows = self._rows
         before = weights.shape[-1] - block.end
-        flat = grad.flatten(0, 1)
-        weights_grad = torch.bmm(flat, rows.keys(rows.v, block).transpose(1, 2)).view(*grad.shape[:3], -1)
-        if rows.prompt_v is not None:
-            from_prompt = torch.bmm(grad.flatten(1, 2), rows.prompt_v.transpose(1, 2)).view(*grad.shape[:3], -1)
-            weights_grad = torch.cat([from_prompt, weights_grad], dim=-1)
+        weights_grad = _products(rows, block, grad, rows.v, rows.prompt_v)
         scores_grad = torch._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
         if slope is not None:
             scores_grad = scores_grad * (1.0 - slope.square())
-        q = rows.queries(rows.q, block) * scaling
-        own = scores_grad[..., before:].flatten(0, 1)
-        self._add_own(self._k, block, torch.bmm(own.transpose(1, 2), q.flatten(0, 1)))
-        self._add_own(self._v, block, torch.bmm(weights[..., before:].flatten(0, 1).transpose(1, 2), flat))
-        q_grad = torch.bmm(own, rows.keys(rows.k, block)).view(q.shape)
+        q = rows.queries(rows.q, block)
+        for total, weighed, x in ((self._k, scores_grad, q), (self._v, weights, grad)):
+            target = total[:, :, : block.rows, : block.end]
+            target += torch.bmm(weighed[..., before:].flatten(0, 2).transpose(1, 2), x.flatten(0, 2)).view(target.shape)
         if rows.prompt_k is not None:
-            read = scores_grad[..., :before].flatten(1, 2)
-            q_grad += torch.bmm(read, rows.prompt_k).view(q.shape)
-            by_k = torch.bmm(read.transpose(1, 2), q.flatten(1, 2))
-            by_v = torch.bmm(weights[..., :before].flatten(1, 2).transpose(1, 2), grad.flatten(1, 2))
-            self._prompt.append((by_k, by_v))
-        target = self._q[:, : block.rows, :, block.start : block.end]
-        torch.mul(q_grad.view(target.shape), scaling, out=target)
+            by_k, by_v = (
+                torch.bmm(_by_prompt(weighed[..., :before]).transpose(1, 2), _by_prompt(x))
+                for weighed, x in ((scores_grad, q), (weights, grad))
+            )
+            self._prompt_k = by_k if self._prompt_k is None else self._prompt_k + by_k
+            self._prompt_v = by_v if self._prompt_v is None else self._prompt_v + by_v
+        target = self._q[:, :, : block.rows, :, block.start : block.end]
+        target.copy_(_mixture(rows, block, scores_grad, rows.k, rows.prompt_k).view(target.shape))
 
-    def _add_own(self, total: Tensor, block: _Block, found: Tensor) -> None:
-        target = total[:, : block.rows, : block.end]
-        target += found.view(target.shape)
+    def own_into(self, q_grad: Tensor, k_grad: Tensor, v_grad: Tensor, scaling: float) -> None:
+        """Write what the part's own tokens get."""
+        rows = self._part.rows
+        rows.scatter(self._q.permute(1, 2, 4, 0, 3, 5).mul_(scaling), q_grad)
+        rows.scatter(self._k.permute(1, 2, 3, 0, 4), k_grad)
+        rows.scatter(self._v.permute(1, 2, 3, 0, 4), v_grad)
 
-    def into(self, part: _Part, q_grad: Tensor, k_grad: Tensor, v_grad: Tensor) -> None:
-        """Add to the gradients of the whole batch."""
-        flat = self._q.permute(1, 3, 0, 2, 4).reshape(-1, *q_grad.shape[1:])
-        q_grad.index_copy_(0, part.targets, flat.index_select(0, part.real))
-        for total, own in ((k_grad, self._k), (v_grad, self._v)):
-            flat = own.permute(1, 2, 0, 3).reshape(-1, *total.shape[1:])
-            place = slice(int(part.targets[0]), int(part.targets[-1]) + 1)
-            total[place] += flat.index_select(0, part.real)
-        if part.prompt is not None:
-            for by_k, by_v in self._prompt:
-                k_grad[part.prompt] += by_k.transpose(0, 1)
-                v_grad[part.prompt] += by_v.transpose(0, 1)
+    def prompts_into(self, k_grad: Tensor, v_grad: Tensor) -> None:
+        """Add what the prompts get that the part's rows read."""
+        prompts = self._part.prompts
+        if prompts is not None and self._prompt_k is not None and self._prompt_v is not None:
+            for x, total in ((self._prompt_k, k_grad), (self._prompt_v, v_grad)):
+                prompts.add(x.unflatten(0, (-1, prompts.shape[0])).permute(1, 2, 0, 3), total)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from gad import packing
 from gad.config.models import Full, Lora, Tuning
-from gad.layouts import LayoutName, TokenGroup, build
+from gad.layouts import LayoutName, PackedBatch, TokenGroup, build
 from gad.models.forward import hidden_states, reply_logps
 from gad.models.network import Member
 from support import tiny
@@ -85,6 +86,28 @@ def test_every_layout_equals_each_row_alone(architecture: str, tuning: Tuning) -
             torch.testing.assert_close(found_N, logps_N, rtol=0, atol=1e-11)
             torch.testing.assert_close(found_B, scores_B, rtol=0, atol=1e-11)
             plain.assert_same_gradients(plain.gradients(member), expected, 1e-9)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
+def test_packed_groups_apart_as_together(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of like lengths share kernels, in which their prompts and replies are padded; those of others do not."""
+    dtype, width = torch.float64, tiny.SHAPE["hidden_size"]
+    found = []
+    for worth in (packing.PAIRS_OF_A_PORTION, -1):
+        monkeypatch.setattr(packing, "PAIRS_OF_A_PORTION", worth)
+        _, (member,) = plain.network(architecture, LORA, "first")
+        plain.shake(member, dtype, seed=1, scale=0.1)
+        batch = build(GROUPS, "packed")
+        assert isinstance(batch, PackedBatch)
+        with plain.wide(), member.using():
+            logps_N, scores_B, loss = by_layout(member, "packed", width, dtype)
+            loss.backward()
+        found.append((len(packing.portions(batch.shapes)), logps_N, scores_B, plain.gradients(member)))
+    (together, logps_N, scores_B, gradients), (apart, other_N, other_B, others) = found
+    assert (together, apart) == (2, 5)
+    torch.testing.assert_close(logps_N, other_N, rtol=0, atol=1e-11)
+    torch.testing.assert_close(scores_B, other_B, rtol=0, atol=1e-11)
+    plain.assert_same_gradients(gradients, others, 1e-9)
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
