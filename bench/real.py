@@ -152,15 +152,16 @@ def product_rate(network: Any, dtype: Any) -> float:
             count = shapes.count((rows, columns, outputs)) * layers
             x, weight = torch.randn(rows, columns).to(dtype), torch.randn(outputs, columns).to(dtype)
             flops += count * 2.0 * rows * columns * outputs
-            seconds += count * _fastest(lambda x=x, weight=weight: product(x, weight))
+            seconds += count * fastest(lambda x=x, weight=weight: product(x, weight))
         x, weight = torch.randn(256, inputs).to(dtype), torch.randn(vocabulary, inputs).to(dtype)
         chunks = tokens / 256
         flops += chunks * 2.0 * x.numel() * vocabulary
-        seconds += chunks * _fastest(lambda: product(x, weight))
+        seconds += chunks * fastest(lambda: product(x, weight))
     return flops / seconds
 
 
-def _fastest(way: Callable[[], Any], repeats: int = 5) -> float:
+def fastest(way: Callable[[], Any], repeats: int = 5) -> float:
+    """CPU seconds of the fastest of several."""
     best = float("inf")
     for _ in range(repeats):
         started = time.process_time()
@@ -250,10 +251,10 @@ def shares() -> dict[str, Any]:
     """Share of the products' rate, as the results file has it."""
     import torch
 
-    from gad.models.arithmetic import fastest
+    from gad.models import arithmetic
 
     full = measure(["share", "float32"])
-    narrow = measure(["share", "bfloat16"]) if fastest(torch.device("cpu")) == "bfloat16" else None
+    narrow = measure(["share", "bfloat16"]) if arithmetic.fastest(torch.device("cpu")) == "bfloat16" else None
     return {
         "gemm_share_fp32": full["share"],
         "gemm_share_bf16": None if narrow is None else narrow["share"],

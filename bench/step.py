@@ -28,7 +28,7 @@ from bench import workload as files
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "step.json"
 CONTESTANTS = ("ours", "ours_grpo", "trl_grpo", "trl_naive", "trl_fused")
-PARTS = ("race", "sampling", "real", "memory", "common", "curves", "machinery")
+PARTS = ("race", "sampling", "few_rows", "real", "memory", "common", "curves", "machinery")
 TUNED: dict[str, tuple[dict[str, str], ...]] = {
     "ours": tuple({"BENCH_TOKENS": str(tokens)} for tokens in (512, 1024, 4096)),
     "trl": tuple({"BENCH_POLICY_ROWS": rows, "BENCH_DISCRIMINATOR_ROWS": rows} for rows in ("8", "16", "32")),
@@ -145,7 +145,7 @@ def commit() -> str:
 
 def measured(part: str, folder: Path, rounds: int) -> dict[str, Any]:
     """What one part of the bench adds to the results."""
-    from bench import checks, curves, machinery, real
+    from bench import checks, curves, few_rows, machinery, real
 
     match part:
         case "race":
@@ -155,6 +155,8 @@ def measured(part: str, folder: Path, rounds: int) -> dict[str, Any]:
             each = {name: checks.sampling(folder / name, rounds) for name in files.WORKLOADS}
             worst = min(part["transformers_over_ours"] for part in each.values())
             return {"transformers_generate_over_our_sampling": worst, "sampling": each}
+        case "few_rows":
+            return few_rows.measure()
         case "real":
             return real.shares()
         case "memory":

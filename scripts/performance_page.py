@@ -30,6 +30,7 @@ RATIOS = {
 }
 PARTS = {
     "sampling": "transformers' `generate` against our sampling",
+    "few_rows": "SmolLM2-135M: products of a step of sampling",
     "real": "SmolLM2-135M: share of the products' rate",
     "memory": "SmolLM2-135M: memory of one base against three models",
     "common": "SmolLM2-135M: adapters from a layer on",
@@ -47,18 +48,32 @@ def page(result: dict[str, Any]) -> str:
         "",
         "Made by `scripts/performance_page.py` from `bench/results/step.json`, which `make bench` writes; not by hand.",
         "",
-        f"{result['machine']}; one thread; {versions}. Parts of the bench: "
-        + "; ".join(f"{name} at commit {part['commit']}, {part['date']}" for name, part in result["parts"].items())
-        + ".",
+        f"One thread; {versions}. Parts of the bench, by machine:",
+        "",
+        *_origins(result["parts"]),
         "",
         *_race(result),
         *(_parts(result) if {"real", "memory", "machinery"} <= set(result["parts"]) else []),
         *_reasons(result),
+        *_few_rows(result),
         *_common(result),
         *(_curves(result) if "curves" in result["parts"] else []),
         *_equality(result),
     ]
     return "\n".join(map(_wrapped, lines)) + "\n"
+
+
+def _origins(parts: dict[str, Any]) -> list[str]:
+    machines = dict.fromkeys(part["machine"] for part in parts.values())
+    return [
+        f"- {machine}: "
+        + "; ".join(
+            f"{name} at commit {part['commit']}, {part['date']}"
+            for name, part in parts.items()
+            if part["machine"] == machine
+        )
+        for machine in machines
+    ]
 
 
 def _race(result: dict[str, Any]) -> list[str]:
@@ -175,8 +190,30 @@ def _reasons(result: dict[str, Any]) -> list[str]:
         lines.append(f"- Not from float32 products: {found}. On AMD's CPUs with AVX-512 ours are twice as fast.")
     lines += [
         "- **Prompt computed once in sampling**, finished replies dropped; layers put together anew for one token a",
-        "  row, weights laid out for few rows (`docs/architecture.md`, 17).",
+        "  row, weights sorted for few rows (`docs/architecture.md`, 17).",
     ]
+    return [*lines, ""]
+
+
+def _few_rows(result: dict[str, Any]) -> list[str]:
+    """What weights in a library's own order save in sampling."""
+    if "few_rows" not in result["parts"]:
+        return []
+    found = result["few_rows"]
+    times = found["milliseconds"]
+    lines = [
+        "## Products of few rows",
+        "Sampling multiplies a few dozen rows by each weight. A library sorts the weight into its own blocks for each "
+        "product; a model that only samples keeps it sorted (`models/linear.py`), up to 4 GB, else laid out by inputs. "
+        f"All linear layers of SmolLM2-135M and its head in {found['dtype']}, CPU milliseconds; in "
+        "brackets, of what weights as they are take. Sorted for 64 rows, because their number falls as replies end.",
+        "",
+        "| rows | as they are | by inputs | sorted |",
+        "|---|---|---|---|",
+    ]
+    for rows, plain in times["plain"].items():
+        cells = [f"{times[way][rows]:.0f} ({times[way][rows] / plain:.2f})" for way in ("by_inputs", "sorted")]
+        lines.append(f"| {rows} | {plain:.0f} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 

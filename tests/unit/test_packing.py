@@ -1,4 +1,4 @@
-"""How attention of a packed row is cut into kernels, by hand. What it computes is in models/test_layout_equivalence.py."""
+"""Attention of a packed row cut into kernels, by hand. What it computes is in models/test_layout_equivalence.py."""
 
 from __future__ import annotations
 

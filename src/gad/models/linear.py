@@ -5,9 +5,9 @@ for bfloat16, does: on an AMD EPYC with AVX-512 it is 2.1 to 2.4 times as fast, 
 precision (one thread, 1,400 rows, widths 256 and 1,024: 95-110 GFLOP/s against 210-245). On an AMD EPYC without AVX-512
 MKL is the faster one (the same shapes: 79-84 against 58-83; `make bench` measures both on the machine at hand).
 
-For each product oneDNN sorts the weight into its own blocks. With few rows that is a large part of the time: all linear
-layers of SmolLM2-135M in bfloat16 took 25, 43 and 62 ms for 8, 40 and 64 rows, by sorted weights 13, 30 and 45 (two
-threads, AMD EPYC with AVX-512). A model that only samples keeps its weights sorted (`prepacked`).
+For each product both libraries sort the weight into their own blocks. With few rows that is a large part of the time,
+so a model that only samples keeps its weights sorted (`prepacked`). `make bench` has what that saves on the machine at
+hand, all linear layers of SmolLM2-135M at a time.
 
 N rows, K inputs, M outputs.
 """
@@ -30,6 +30,8 @@ CPU_INFO = Path("/proc/cpuinfo")
 PREPACKED_BYTES = 4 * 2**30
 """The largest model whose weights are held twice for the sake of speed."""
 Product = Callable[[Tensor], Tensor]
+Maker = Callable[[Tensor, Tensor | None, int], Product]
+"""From a weight (M, K), a bias (M,) or None, and a number of rows to be fast at, to `product` by them."""
 
 
 @functools.cache
@@ -45,17 +47,37 @@ def prefers_onednn() -> bool:
         known = set(CPU_INFO.read_text(encoding="utf-8", errors="replace").split())
     except OSError:
         return False
-    return {"AuthenticAMD", "avx512f"} <= known and _agrees()
+    return {"AuthenticAMD", "avx512f"} <= known and _agrees(_plain_onednn, torch.float32)
 
 
-def _agrees() -> bool:
-    """The operator belongs to torch's compiler and is not promised to users: it is tried before it is trusted."""
-    x, weight = torch.arange(12.0).view(3, 4), torch.arange(8.0).view(2, 4)
+def _plain_onednn(weight_MK: Tensor, bias_M: Tensor | None, _rows: int) -> Product:
+    return lambda x: _onednn(x, weight_MK, bias_M)
+
+
+def _sorted_onednn(weight_MK: Tensor, bias_M: Tensor | None, rows: int) -> Product:
+    blocks = torch.ops.mkldnn._reorder_linear_weight(weight_MK, rows)
+    return lambda x: _onednn(x, blocks, bias_M)
+
+
+def _sorted_mkl(weight_MK: Tensor, bias_M: Tensor | None, rows: int) -> Product:
+    blocks = torch.ops.mkl._mkl_reorder_linear_weight(weight_MK, rows)
+    # The number of rows is said to be what was sorted for: with another one torch would take the plain weight.
+    return lambda x: torch.ops.mkl._mkl_linear(x, blocks, weight_MK, bias_M, x.numel() // x.shape[-1])
+
+
+def _agrees(made: Maker, dtype: torch.dtype) -> bool:
+    """These operators belong to torch's compiler and are not promised to users: they are tried before they are trusted,
+    with more and fewer rows than the weight was sorted for. All results are whole and below 256, which bfloat16 holds
+    exactly."""
+    numbers = torch.arange(40 * 64)
+    x, weight = (numbers % 5 == 0).view(40, 64).float(), (numbers % 7 < 3).view(40, 64).float()
+    bias = torch.arange(40.0)
+    expected = x @ weight.T + bias
     try:
-        found = _onednn(x, weight, torch.ones(2))
-    except (RuntimeError, TypeError):
+        compute = made(weight.to(dtype), bias.to(dtype), 8)
+        return all(torch.equal(compute(x[:rows].to(dtype)).float(), expected[:rows]) for rows in (1, 8, 40))
+    except (AttributeError, RuntimeError, TypeError):
         return False
-    return torch.equal(found, x @ weight.T + 1.0)
 
 
 def _onednn(x: Tensor, weight_MK: Tensor, bias_M: Tensor | None = None) -> Tensor:
@@ -133,38 +155,31 @@ def direct(module: nn.Module, few_rows: int | None = None) -> Product:
 
 
 def prepacked(weight_MK: Tensor, bias_M: Tensor | None, rows: int) -> Product:
-    """`product` by a copy of the weight in the blocks in which oneDNN multiplies about so many rows, where it does."""
-    if weight_MK.device.type != "cpu" or weight_MK.dtype not in _sorted_types():
+    """`product` by a copy of the weight in the blocks in which a library multiplies about so many rows, if it may."""
+    made = _makers().get(weight_MK.dtype)
+    if weight_MK.device.type != "cpu" or made is None:
         return lambda x: product(x, weight_MK, bias_M)
-    blocks = torch.ops.mkldnn._reorder_linear_weight(weight_MK, rows)
-    return lambda x: _onednn(x, blocks, bias_M)
+    return made(weight_MK, bias_M, rows)
 
 
 def gains_by_prepacking(model: nn.Module) -> bool:
     """Whether there is room for copies of the model's weights, and a use for them."""
     weights = list(model.parameters())
-    here = all(weight.device.type == "cpu" and weight.dtype in _sorted_types() for weight in weights)
+    here = all(weight.device.type == "cpu" and weight.dtype in _makers() for weight in weights)
     return here and sum(weight.nbytes for weight in weights) <= PREPACKED_BYTES
 
 
 @functools.cache
-def _sorted_types() -> frozenset[torch.dtype]:
-    """The number types in which products here go to oneDNN, and may get weights in its own order."""
-    found = {torch.float32} if prefers_onednn() else set()
+def _makers() -> dict[torch.dtype, Maker]:
+    """For each number type the library that computes its products here, where that may get weights in its own order."""
+    found: dict[torch.dtype, Maker] = {}
+    if prefers_onednn():
+        found[torch.float32] = _sorted_onednn
+    elif torch.backends.mkl.is_available():
+        found[torch.float32] = _sorted_mkl
     if fastest(torch.device("cpu")) == "bfloat16" and torch.backends.mkldnn.is_available():
-        found.add(torch.bfloat16)
-    return frozenset(filter(_agrees_prepacked, found))
-
-
-def _agrees_prepacked(dtype: torch.dtype) -> bool:
-    """As `_agrees`. All of its numbers are whole and below 256, which bfloat16 holds exactly."""
-    x, weight, bias = torch.arange(12.0).view(3, 4), torch.arange(8.0).view(2, 4), torch.ones(2)
-    try:
-        blocks = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), len(x))
-        found = _onednn(x.to(dtype), blocks, bias.to(dtype))
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    return torch.equal(found.float(), x @ weight.T + bias)
+        found[torch.bfloat16] = _sorted_onednn
+    return {dtype: made for dtype, made in found.items() if _agrees(made, dtype)}
 
 
 def suit_few_rows(model: nn.Module) -> None:

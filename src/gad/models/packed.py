@@ -141,8 +141,7 @@ class _Rows:
     (Hk * P, p, D)."""
 
     def __init__(self, part: _Part, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> None:
-        key_heads, width = k.shape[1:]
-        self.group = q.shape[1] // key_heads
+        self.group = q.shape[1] // k.shape[1]
         self.q = self.by_head(part.rows.gather(q)).mul_(scaling)
         self.k, self.v = (part.rows.gather(x).permute(3, 0, 1, 2, 4) for x in (k, v))
         self.prompt_k: Tensor | None = None
@@ -152,7 +151,7 @@ class _Rows:
 
     def by_head(self, x: Tensor) -> Tensor:
         """(P, R, L, H, D) to (Hk, P, R, G, L, D)."""
-        return x.unflatten(3, (-1, self.group)).permute(3, 0, 1, 4, 2, 5)
+        return x.view(*x.shape[:3], -1, self.group, x.shape[-1]).permute(3, 0, 1, 4, 2, 5)
 
     def queries(self, x: Tensor, block: _Block) -> Tensor:
         """Of (Hk, P, R, G, L, D) the block's, (Hk, P, R', G * T, D)."""

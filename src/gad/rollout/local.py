@@ -69,9 +69,9 @@ class LocalEngine:
         self._limit = max_reply_tokens
         self._rows_per_batch = rows_per_batch
         self._plain = plain
-        if plain is not None:
-            suit_few_rows(plain)
         self._few_rows = rows_per_batch if plain is not None and gains_by_prepacking(plain) else None
+        if plain is not None and self._few_rows is None:
+            suit_few_rows(plain)
         self._member: Member | None = None
         self._stepwise: Forward | None = None
         self._head: Product | None = None

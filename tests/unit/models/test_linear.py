@@ -1,4 +1,5 @@
-"""float32 products by oneDNN equal torch's own, forward and backward, and are used where they should be alone."""
+"""float32 products by oneDNN equal torch's own, forward and backward, and are used where they should be alone; so do
+those by weights that a library keeps in its own order."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from gad.models.arithmetic import fastest
 from gad.models.linear import Linear, gains_by_prepacking, prefers_onednn, prepacked, product, speed_up
 
 ONEDNN = torch.backends.mkldnn.is_available()
+MKL = torch.backends.mkl.is_available()
 BFLOAT16 = ONEDNN and fastest(torch.device("cpu")) == "bfloat16"
 
 
@@ -26,7 +28,7 @@ def on_amd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tup
     info.write_text("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 avx512f avx512bw\n", encoding="utf-8")
     monkeypatch.setattr(linear, "CPU_INFO", info)
     prefers_onednn.cache_clear()
-    linear._sorted_types.cache_clear()
+    linear._makers.cache_clear()
     calls: list[tuple[int, ...]] = []
     inner = linear._onednn
 
@@ -38,7 +40,20 @@ def on_amd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tup
     monkeypatch.setattr(linear, "_onednn", counted)
     yield calls
     prefers_onednn.cache_clear()
-    linear._sorted_types.cache_clear()
+    linear._makers.cache_clear()
+
+
+@pytest.fixture
+def on_intel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """As if the CPU were Intel's, whose products MKL computes."""
+    info = tmp_path / "cpuinfo"
+    info.write_text("vendor_id\t: GenuineIntel\nflags\t\t: avx2 avx512f\n", encoding="utf-8")
+    monkeypatch.setattr(linear, "CPU_INFO", info)
+    prefers_onednn.cache_clear()
+    linear._makers.cache_clear()
+    yield
+    prefers_onednn.cache_clear()
+    linear._makers.cache_clear()
 
 
 @pytest.mark.skipif(not ONEDNN, reason="torch without oneDNN")
@@ -156,3 +171,46 @@ def test_prepacking_that_does_not_work_here_is_left_out(
     assert not gains_by_prepacking(nn.Linear(8, 4))
     weight, x = torch.arange(8.0).view(2, 4), torch.arange(4.0)[None]
     assert torch.equal(prepacked(weight, None, 1)(x), x @ weight.T)
+
+
+@pytest.mark.skipif(not MKL, reason="torch without MKL")
+@pytest.mark.usefixtures("on_intel")
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_that_mkl_keeps_sorted_give_the_same(bias: bool) -> None:
+    """Any number of rows, rows with steps between their numbers, several dimensions, a transposed weight."""
+    torch.manual_seed(0)
+    weight, added = torch.randn(40, 24), torch.randn(40) if bias else None
+    assert linear._makers()[torch.float32] is linear._sorted_mkl
+    for laid_out in (weight, weight.T.contiguous().T):
+        compute = prepacked(laid_out, added, 16)
+        wide = torch.randn(50, 48)
+        for x in (wide[:1, :24], wide[:16, :24], wide[:, ::2], wide.view(5, 10, 48)[..., :24], wide[:0, :24]):
+            torch.testing.assert_close(compute(x), F.linear(x, weight, added), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not MKL, reason="torch without MKL")
+@pytest.mark.usefixtures("on_intel")
+def test_mkl_multiplies_by_the_sorted_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not by the plain one, which torch keeps for other numbers of rows."""
+    weight = torch.randn(40, 24)
+    compute = prepacked(weight, None, 16)
+    expected = {rows: compute(torch.ones(rows, 24)) for rows in (1, 16, 50)}
+    weight.zero_()
+    assert all(torch.equal(compute(torch.ones(rows, 24)), found) for rows, found in expected.items())
+    assert not torch.equal(expected[16], torch.zeros(16, 40))
+
+
+@pytest.mark.skipif(not MKL, reason="torch without MKL")
+@pytest.mark.usefixtures("on_intel")
+@pytest.mark.parametrize("fault", ["missing", "by the rows it was sorted for"])
+def test_mkl_that_does_not_work_here_is_left_out(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    def compute(x: Tensor, _blocks: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+        if fault == "missing":
+            raise AttributeError("no such operator")
+        return F.linear(x, weight, bias) if rows == 8 else torch.zeros(rows, len(weight))
+
+    monkeypatch.setattr(torch.ops.mkl, "_mkl_linear", compute)
+    model = nn.Linear(24, 40)
+    assert not gains_by_prepacking(model)
+    x = torch.randn(3, 24)
+    assert torch.equal(prepacked(model.weight, None, 8)(x), F.linear(x, model.weight))

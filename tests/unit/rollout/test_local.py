@@ -266,9 +266,14 @@ def test_a_merged_copy_samples_what_live_adapters_sample(architecture: str, tuni
     assert_same(exact_live.generate(requests(2), FREE), exact_merged.generate(requests(2), FREE), atol=1e-5)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
-def test_weights_kept_in_onednns_order_are_sorted_anew_once_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_sorted_types", lambda: frozenset({torch.float32}))
+@pytest.mark.parametrize("library", ["mkldnn", "mkl"])
+def test_weights_kept_in_a_library_s_order_are_sorted_anew_once_loaded(
+    monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    if not getattr(torch.backends, library).is_available():
+        pytest.skip(f"torch without {library}")
+    made_by = linear._sorted_mkl if library == "mkl" else linear._sorted_onednn
+    monkeypatch.setattr(linear, "_makers", lambda: {torch.float32: made_by})
     made, member = engine(dtype=torch.float32, merged=True)
     assert made._few_rows is not None
     plainly, theirs = engine(dtype=torch.float32, merged=True)
