@@ -171,8 +171,8 @@ def _sampled(config: RunConfig, costs: Costs, replies: float) -> float:
 
 
 def _step_seconds(config: RunConfig) -> tuple[float, str]:
-    """Twice the best of three half steps after a first one, so that what else the machine does at times is no part of
-    it; and the number type that it was in."""
+    """Twice the best of five half steps after a first one, so that what else the machine does at times is no part of
+    it, nor memory that is new; and the number type that it was in."""
     let_threads_sleep()
     _say("timing this machine ...")
     from gad.build import Workshop
@@ -190,7 +190,7 @@ def _step_seconds(config: RunConfig) -> tuple[float, str]:
         for row, reply in zip(rows, replies, strict=True)
     ]
     times = []
-    for _ in range(4):
+    for _ in range(6):
         started = time.perf_counter()
         trainer.imitate(examples)
         times.append(time.perf_counter() - started)

@@ -183,7 +183,13 @@ class Pipeline:
             max_bad_steps=settings.max_bad_steps,
         )
         game = adversarial.Game(
-            student, discriminator, replies, settings.advantages, self._shop.objective(), settings.trained_replies
+            student,
+            discriminator,
+            replies,
+            settings.advantages,
+            self._shop.objective(),
+            settings.trained_replies,
+            settings.length_neutral,
         )
         adversarial.train(run, game)
 

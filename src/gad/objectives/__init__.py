@@ -18,6 +18,8 @@ from gad.objectives.advantages import (
     centered,
     centered_rms,
     leave_one_out,
+    length_correlation,
+    length_neutral,
     standardized,
     zero_std_groups,
 )
@@ -60,6 +62,8 @@ __all__ = [
     "kl_in_reward",
     "least_squares",
     "leave_one_out",
+    "length_correlation",
+    "length_neutral",
     "margins",
     "most_varied",
     "reinforce",

@@ -82,3 +82,29 @@ def zero_std_groups(rewards_PG: Tensor) -> Tensor:
     Groups with a NaN or inf reward are not counted. ValueError when G < 2.
     """
     return (centered(rewards_PG) == 0).all(dim=1).sum()
+
+
+def length_correlation(rewards_PG: Tensor, lengths_PG: Tensor) -> Tensor:
+    """Pearson's correlation (scalar, float64) of rewards and lengths within groups, both measured from their group's
+    mean, over the batch; 0 where either does not vary. ValueError when G < 2."""
+    r_PG, l_PG = centered(rewards_PG).double(), centered(lengths_PG).double()
+    norms = (r_PG.square().sum() * l_PG.square().sum()).sqrt()
+    return torch.where(norms == 0, 0.0, (r_PG * l_PG).sum() / norms)
+
+
+def length_neutral(rewards_PG: Tensor, lengths_PG: Tensor) -> Tensor:
+    """Rewards less what a straight line in length explains of them within groups; each group's mean stays.
+
+    `r_i - slope * (length_i - mean(length))`, slope the least-squares one of the centered rewards on the centered
+    lengths, one for the whole batch. So the policy gradient moves no probability to longer or to shorter replies on
+    the whole, by `length_correlation` of exactly 0 but for rounding. Regressing length out of a comparison is what
+    length-controlled AlpacaEval does (arXiv 2404.04475).
+
+    lengths_PG: tokens of each reply. Where no length differs within its group the rewards are returned as they are. One
+    reward that is inf or NaN makes all NaN. ValueError when G < 2.
+    """
+    assert rewards_PG.shape == lengths_PG.shape, (rewards_PG.shape, lengths_PG.shape)
+    r_PG, l_PG = centered(rewards_PG), centered(lengths_PG)
+    square = l_PG.square().sum()
+    slope = torch.where(square == 0, 0.0, (r_PG * l_PG).sum() / square)
+    return widen(rewards_PG.detach()) - slope * l_PG

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from gad import objectives
@@ -31,6 +32,7 @@ class Game:
     advantages: Advantages
     objective: PolicyObjective
     trained_replies: int | None = None
+    length_neutral: bool = False
 
 
 def train(run: StageRun, game: Game) -> None:
@@ -38,13 +40,15 @@ def train(run: StageRun, game: Game) -> None:
     for step, batch in run.batches():
         groups, reply_metrics = game.replies.groups(batch, step)
         rewards_PG, discriminator_metrics = game.discriminator.update(groups)
-        trained, rewards_PK = telling(groups, rewards_PG, game.trained_replies)
+        lengths_PG = lengths(groups)
+        told_PG = objectives.length_neutral(rewards_PG, lengths_PG) if game.length_neutral else rewards_PG
+        trained, rewards_PK = telling(groups, told_PG, game.trained_replies)
         if game.objective.kl.in_reward:
             kl_sums_PK = game.student.kl_sums(trained, game.objective)
             rewards_PK = objectives.kl_in_reward(rewards_PK, kl_sums_PK, game.objective.kl.weight)
         advantages_PK = losses.advantages(game.advantages, rewards_PK)
         student_metrics = game.student.update(trained, advantages_PK, game.objective)
-        run.log(step, reply_metrics, reward_metrics(rewards_PG), discriminator_metrics, student_metrics)
+        run.log(step, reply_metrics, reward_metrics(rewards_PG, lengths_PG), discriminator_metrics, student_metrics)
         run.checkpoint_if_due(step)
 
 
@@ -62,10 +66,16 @@ def telling(
     return chosen, rewards_PG.gather(1, kept_PK)
 
 
-def reward_metrics(rewards_PG: Tensor) -> Metrics:
+def lengths(groups: Sequence[RolloutGroup]) -> Tensor:
+    """Tokens (P, G) of each reply, end-of-text included."""
+    return torch.tensor([[float(len(rollout.token_ids)) for rollout in group.rollouts] for group in groups])
+
+
+def reward_metrics(rewards_PG: Tensor, lengths_PG: Tensor) -> Metrics:
     """Their mean says nothing of quality: it wanders by construction. A spread of zero means nothing to learn from."""
     return {
         "reward/mean": rewards_PG.mean().item(),
         "reward/group_std": rewards_PG.std(dim=-1).mean().item(),
         "reward/zero_std_groups": float(objectives.zero_std_groups(rewards_PG)),
+        "reward/length_correlation": objectives.length_correlation(rewards_PG, lengths_PG).item(),
     }
