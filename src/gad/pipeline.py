@@ -189,7 +189,7 @@ class Pipeline:
             settings.advantages,
             self._shop.objective(),
             settings.trained_replies,
-            settings.length_neutral,
+            settings.length_guard,
         )
         adversarial.train(run, game)
 

@@ -142,7 +142,7 @@ ARMS = {
     "kl in the reward": {"kl": {"weight": 0.1, "estimator": "k1", "place": "reward"}},
     "mixed cross-entropy": {"cross_entropy_weight": 0.5, "sampling": {"temperature": 0.7}},
     "a watched reference": {"kl": {"weight": 0.0}},
-    "length-neutral": {"length_neutral": True},
+    "a guard on length": {"length_guard": True},
     "the most telling replies": {"replies_per_prompt": 4, "trained_replies": 2},
 }
 

@@ -239,9 +239,9 @@ class AdversarialConfig(Section):
     """What the discriminator minimises; Bradley-Terry is the paper's."""
     advantages: Advantages = MeanOnly()
     """From a group's rewards to advantages; `mean_only` did best on the testbeds, `std_scaled` is the paper's."""
-    length_neutral: bool = False
-    """Rewards less what a straight line in the replies' lengths explains of them within groups: a discriminator sees
-    length first, and a student that takes large steps runs away along it."""
+    length_guard: bool = False
+    """Rewards less what a straight line in the replies' lengths explains of them within groups, where that leads away
+    from the teacher's length: a discriminator sees length first, and large steps overshoot along it."""
     policy_loss: PolicyLoss = Clipped()
     """What the student minimises; `clipped` is the paper's."""
     kl: Kl = Kl()

@@ -19,7 +19,7 @@ from gad.objectives.advantages import (
     centered_rms,
     leave_one_out,
     length_correlation,
-    length_neutral,
+    length_guarded,
     standardized,
     zero_std_groups,
 )
@@ -63,7 +63,7 @@ __all__ = [
     "least_squares",
     "leave_one_out",
     "length_correlation",
-    "length_neutral",
+    "length_guarded",
     "margins",
     "most_varied",
     "reinforce",

@@ -92,19 +92,23 @@ def length_correlation(rewards_PG: Tensor, lengths_PG: Tensor) -> Tensor:
     return torch.where(norms == 0, 0.0, (r_PG * l_PG).sum() / norms)
 
 
-def length_neutral(rewards_PG: Tensor, lengths_PG: Tensor) -> Tensor:
-    """Rewards less what a straight line in length explains of them within groups; each group's mean stays.
+def length_guarded(rewards_PG: Tensor, lengths_PG: Tensor, length_ratio: float) -> Tensor:
+    """Rewards less what a straight line in length explains of them within groups, where that leads away from the
+    teacher's length; each group's mean stays.
 
-    `r_i - slope * (length_i - mean(length))`, slope the least-squares one of the centered rewards on the centered
-    lengths, one for the whole batch. So the policy gradient moves no probability to longer or to shorter replies on
-    the whole, by `length_correlation` of exactly 0 but for rounding. Regressing length out of a comparison is what
-    length-controlled AlpacaEval does (arXiv 2404.04475).
+    The line is the least-squares one of the centered rewards on the centered lengths, one for the whole batch: it says
+    longer or shorter. Where that leads back to the teacher's mean length, the rewards are returned as they are: the
+    discriminator is right. Where it leads on and away from it, it is the rest of a lesson that the student has learned,
+    and `slope * (length_i - mean(length))` is taken off: then the policy gradient moves no probability to longer or to
+    shorter replies on the whole. Regressing length out of a comparison is what length-controlled AlpacaEval does (arXiv
+    2404.04475).
 
-    lengths_PG: tokens of each reply. Where no length differs within its group the rewards are returned as they are. One
-    reward that is inf or NaN makes all NaN. ValueError when G < 2.
+    lengths_PG: tokens of each reply. length_ratio: their mean over the teacher's. One reward that is inf or NaN makes
+    all NaN. ValueError when G < 2.
     """
     assert rewards_PG.shape == lengths_PG.shape, (rewards_PG.shape, lengths_PG.shape)
     r_PG, l_PG = centered(rewards_PG), centered(lengths_PG)
     square = l_PG.square().sum()
     slope = torch.where(square == 0, 0.0, (r_PG * l_PG).sum() / square)
-    return widen(rewards_PG.detach()) - slope * l_PG
+    leads_back = slope * (1.0 - length_ratio) > 0
+    return widen(rewards_PG.detach()) - torch.where(leads_back, 0.0, slope) * l_PG

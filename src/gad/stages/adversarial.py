@@ -32,7 +32,7 @@ class Game:
     advantages: Advantages
     objective: PolicyObjective
     trained_replies: int | None = None
-    length_neutral: bool = False
+    length_guard: bool = False
 
 
 def train(run: StageRun, game: Game) -> None:
@@ -40,8 +40,9 @@ def train(run: StageRun, game: Game) -> None:
     for step, batch in run.batches():
         groups, reply_metrics = game.replies.groups(batch, step)
         rewards_PG, discriminator_metrics = game.discriminator.update(groups)
-        lengths_PG = lengths(groups)
-        told_PG = objectives.length_neutral(rewards_PG, lengths_PG) if game.length_neutral else rewards_PG
+        lengths_PG, told_PG = lengths(groups), rewards_PG
+        if game.length_guard:
+            told_PG = objectives.length_guarded(rewards_PG, lengths_PG, reply_metrics["reply/length_ratio_to_teacher"])
         trained, rewards_PK = telling(groups, told_PG, game.trained_replies)
         if game.objective.kl.in_reward:
             kl_sums_PK = game.student.kl_sums(trained, game.objective)

@@ -26,14 +26,14 @@ SIGNS = (
         lambda row: row.get("reply/truncated", 0.0) >= CUT,
         "half of the replies or more were cut at prompt.max_reply_tokens; where all replies to a prompt are cut, none "
         "of them tells the student to be shorter",
-        "adversarial.length_neutral, a lower adversarial.student.learning_rate, a higher "
+        "adversarial.length_guard, a lower adversarial.student.learning_rate, a higher "
         "adversarial.discriminator.learning_rate or adversarial.kl.weight; more prompt.max_reply_tokens if the "
         "teacher's replies are as long",
     ),
     Sign(
         lambda row: row.get("reply/length_ratio_to_teacher", 1.0) <= SHORT,
         "the replies are at most half as long as the teacher's",
-        "adversarial.length_neutral, a lower adversarial.student.learning_rate, a higher adversarial.kl.weight, or "
+        "adversarial.length_guard, a lower adversarial.student.learning_rate, a higher adversarial.kl.weight, or "
         "some of the teacher's texts in the loss (adversarial.cross_entropy_weight)",
     ),
     Sign(
