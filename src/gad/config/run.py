@@ -47,8 +47,8 @@ class ComputeConfig(Section):
     rows_per_sampling_batch: PositiveInt = 64
     """Replies that are sampled side by side by the `local` engine; prompts in a batch of evaluation."""
     merge_adapters: bool = True
-    """Sample from a copy of the base with the adapter merged in: faster, at the memory of a second base, in
-    `student.dtype`. With `student.quantization` write false."""
+    """Sample from a copy of the base with the adapter merged in: faster, at the memory of a second base in
+    `student.dtype`, on CPU twice that up to 4 GB. With `student.quantization` write false."""
     shard: Shard = "all"
     """Of several processes each keeps a share of every matrix: over `all` of them (FSDP), within a `machine` with
     copies between machines (HSDP), or `none`: each has the whole model, and only gradients travel."""

@@ -34,15 +34,20 @@ class Game:
     trained_replies: int | None = None
     length_guard: bool = False
 
+    def told(self, rewards_PG: Tensor, lengths_PG: Tensor, reply_metrics: Metrics) -> Tensor:
+        """What the student is told of the discriminator's scores of its replies."""
+        if not self.length_guard:
+            return rewards_PG
+        return objectives.length_guarded(rewards_PG, lengths_PG, reply_metrics["reply/length_ratio_to_teacher"])
+
 
 def train(run: StageRun, game: Game) -> None:
     """The algorithm's box. The scores before the discriminator's update are the rewards; the updates commute."""
     for step, batch in run.batches():
         groups, reply_metrics = game.replies.groups(batch, step)
         rewards_PG, discriminator_metrics = game.discriminator.update(groups)
-        lengths_PG, told_PG = lengths(groups), rewards_PG
-        if game.length_guard:
-            told_PG = objectives.length_guarded(rewards_PG, lengths_PG, reply_metrics["reply/length_ratio_to_teacher"])
+        lengths_PG = lengths(groups)
+        told_PG = game.told(rewards_PG, lengths_PG, reply_metrics)
         trained, rewards_PK = telling(groups, told_PG, game.trained_replies)
         if game.objective.kl.in_reward:
             kl_sums_PK = game.student.kl_sums(trained, game.objective)
