@@ -30,37 +30,6 @@ SHORT = (
     "warmup.batch_size=8",
     "warmup.replies_per_prompt=4",
     "discriminator.head_rate=10",
-    "evaluation.independent.batch_size=8",
-    "compute.rows_per_sampling_batch=128",
-    "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
-)
-"""For slow machines: no system prompt of the template's own, replies cut behind the teacher's longest (49 tokens), one
-warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast."""
-EARLY_STEPS = (18, 16, 14, 12, 11, 10, 9, 8, 7, 6)
-BRIEF_STEPS = (9, 8, 7, 6, 5)
-STEP_EPOCHS = 0.02666
-"""8 of 300 of the teacher's replies, rounded down: a step of the control."""
-
-
-def _early(steps: int) -> tuple[str, ...]:
-    """After an epoch of imitation, steps of the game that are large, with a guard on length: without it they ran away
-    along that on one seed in three to five."""
-    return (
-        *SHORT,
-        f"seqkd.epochs={2 * steps * STEP_EPOCHS:.4f}",
-        "warmup.phases.0.epochs=1",
-        "warmup.phases.1.epochs=0.2",
-        f"adversarial.steps={steps}",
-        "adversarial.length_guard=true",
-        "adversarial.student.learning_rate=1.0e-3",
-        "adversarial.student.warmup_steps=2",
-        f"evaluation.max_prompts={24 if steps < 8 else 40}",
-        f"evaluation.independent.epochs={0.12 if steps < 8 else 0.2}",
-    )
-
-
-FEW = (
-    *SHORT,
     "adversarial.batch_size=8",
     "adversarial.replies_per_prompt=8",
     "adversarial.trained_replies=2",
@@ -69,31 +38,39 @@ FEW = (
     "adversarial.discriminator.learning_rate=1.0e-3",
     "adversarial.kl.weight=0",
     "adversarial.cross_entropy_weight=0.5",
+    "evaluation.independent.batch_size=8",
+    "compute.rows_per_sampling_batch=128",
+    "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
 )
-"""For a few steps of the game behind half an epoch of imitation: 64 replies are sampled and scored, and the student
-learns from the worst and the best one to each prompt, because that costs least. Each step moves it far, and half the
-cross-entropy is mixed in, a pull back to the teacher's replies."""
+"""For slow machines: no system prompt of the template's own, replies cut behind the teacher's longest (49 tokens), one
+warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast. In a step of the
+game 64 replies are sampled and scored, and the student learns from the worst and the best one to each prompt, because
+that costs least. Each step moves it far, and half the cross-entropy is mixed in, a pull back to the teacher's
+replies."""
+STEPS = (16, 14, 12, 11, 10, 9, 8, 7, 6, 5)
+"""Of the brief forms."""
+STEP_EPOCHS = 0.02666
+"""8 of 300 of the teacher's replies, rounded down: a step of the control."""
 
 
 def _brief(steps: int) -> tuple[str, ...]:
     return (
-        *FEW,
+        *SHORT,
         f"seqkd.epochs={steps * STEP_EPOCHS:.4f}",
         "warmup.phases.0.epochs=0.5",
         "warmup.phases.1.epochs=0.16",
         f"adversarial.steps={steps}",
         "adversarial.student.learning_rate=8.0e-4",
-        "evaluation.max_prompts=24",
-        "evaluation.independent.epochs=0.12",
+        f"evaluation.max_prompts={24 if steps < 12 else 40}",
+        f"evaluation.independent.epochs={0.12 if steps < 12 else 0.2}",
     )
 
 
 FORMS = {
     "full": (),
-    **{f"early-{steps}": _early(steps) for steps in EARLY_STEPS},
-    **{f"brief-{steps}": _brief(steps) for steps in BRIEF_STEPS},
+    **{f"brief-{steps}": _brief(steps) for steps in STEPS},
     "least": (
-        *FEW,
+        *SHORT,
         f"seqkd.epochs={4 * STEP_EPOCHS:.4f}",
         "warmup.phases.0.epochs=0.4",
         "warmup.phases.1.epochs=0.16",

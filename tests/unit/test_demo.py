@@ -48,7 +48,7 @@ def test_every_form_is_less_than_the_one_before(arithmetic: str) -> None:
     assert sizes[0] > 5 * sizes[-1]
 
 
-@pytest.mark.parametrize("form", [name for name in MADE["FORMS"] if name != "full"])
+@pytest.mark.parametrize("form", [name for name in MADE["FORMS"] if name.startswith(("brief", "least"))])
 def test_both_arms_of_a_short_form_learn_from_as_many_replies_of_the_teacher(form: str) -> None:
     config = load(Path(RECIPE), MADE["FORMS"][form])
     assert config.seqkd is not None
@@ -69,17 +69,7 @@ def test_the_work_of_the_full_form_by_hand() -> None:
     assert work("full") == pytest.approx(93.75 + lessons + 20 * step + judging + measured + 6.5)
 
 
-def test_the_work_of_an_early_form_by_hand() -> None:
-    """Of 64 replies the student learns from all, pulled to the reference policy."""
-    lessons = 56 / 64 * (2 * 0.7 + 256 * 0.018) + 8 * 40 * 0.012
-    step = 56 / 64 * (0.7 + 64 * 0.018) + 64 * 0.051 + 80 * 0.012
-    judging = 2 * 56 / 64 * (0.7 + 60 * 0.018) + 180 * 0.02
-    measured = 6 * 56 / 64 * (0.7 + 40 * 0.018) + 2 * 4 * 40 * 0.008 + 6 * 40 * 0.02
-    imitated = 0.85 * (1 + 0.4266) * 18.75
-    assert work("early-8") == pytest.approx(imitated + lessons + 8 * step + judging + measured + 6.5, rel=1e-4)
-
-
-def test_the_work_of_a_brief_form_by_hand() -> None:
+def test_the_work_of_a_short_form_by_hand() -> None:
     """Rows without a system prompt, replies of 56 tokens at most, no reference policy, one decoding; of 64 replies the
     student learns from 16; the 192 for six lessons are sampled 128 at a time."""
     lessons = 56 / 64 * (2 * 0.7 + 192 * 0.018) + 6 * 40 * 0.012
@@ -93,7 +83,7 @@ def test_the_work_of_a_brief_form_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("share", "form"),
-    [(0.99, "full"), (1.01, "early-18"), (2.95, "early-8"), (3.6, "early-6"), (4.4, "brief-9"), (20.0, "least")],
+    [(0.99, "full"), (1.01, "brief-16"), (3.0, "brief-16"), (3.25, "brief-14"), (4.4, "brief-9"), (20.0, "least")],
 )
 def test_the_longest_form_that_fits_is_run(
     share: float, form: str, started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
