@@ -107,7 +107,7 @@ class Costs:
 
 
 COSTS = {
-    "float32": Costs(0.7, 0.018, 0.012, 0.034, 0.017, 0.02, 0.008, 0.02, 6.5),
+    "float32": Costs(0.4, 0.025, 0.0165, 0.05, 0.02, 0.029, 0.0135, 0.03, 9.0),
     "bfloat16": Costs(0.4, 0.02, 0.017, 0.047, 0.015, 0.028, 0.013, 0.03, 14.0),
 }
 """Where a processor multiplies bfloat16, everything around the products weighs more."""

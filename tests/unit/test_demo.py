@@ -62,23 +62,23 @@ def test_both_arms_of_a_short_form_learn_from_as_many_replies_of_the_teacher(for
 def test_the_work_of_the_full_form_by_hand() -> None:
     """5 epochs of 300 prompts in 16s are 93.75 steps of imitation; the rest from the constants. Replies for the 19
     lessons are sampled 64 at a time."""
-    lessons = 10 * 0.7 + 19 * (32 * 0.018 + 48 * 0.012)
-    step = 0.7 + 64 * 0.018 + 64 * 0.051 + 80 * 0.012
-    judging = 2 * (5 * 0.7 + 300 * 0.018) + 900 * 0.02
-    measured = 12 * (0.7 + 60 * 0.018) + 2 * 7 * 60 * 0.008 + 6 * 60 * 0.02
-    assert work("full") == pytest.approx(93.75 + lessons + 20 * step + judging + measured + 6.5)
+    lessons = 10 * 0.4 + 19 * (32 * 0.025 + 48 * 0.0165)
+    step = 0.4 + 64 * 0.025 + 64 * 0.07 + 80 * 0.0165
+    judging = 2 * (5 * 0.4 + 300 * 0.025) + 900 * 0.029
+    measured = 12 * (0.4 + 60 * 0.025) + 2 * 7 * 60 * 0.0135 + 6 * 60 * 0.03
+    assert work("full") == pytest.approx(93.75 + lessons + 20 * step + judging + measured + 9.0)
 
 
 def test_the_work_of_a_short_form_by_hand() -> None:
     """Rows without a system prompt, replies of 56 tokens at most, no reference policy, one decoding; of 64 replies the
     student learns from 16; the 192 for six lessons are sampled 128 at a time."""
-    lessons = 56 / 64 * (2 * 0.7 + 192 * 0.018) + 6 * 40 * 0.012
-    step = 56 / 64 * (0.7 + 64 * 0.018) + 16 * 0.034 + 72 * 0.012
+    lessons = 56 / 64 * (2 * 0.4 + 192 * 0.025) + 6 * 40 * 0.0165
+    step = 56 / 64 * (0.4 + 64 * 0.025) + 16 * 0.05 + 72 * 0.0165
     mixed = 8 / 16 * 0.85
-    judging = 2 * 56 / 64 * (0.7 + 36 * 0.018) + 108 * 0.02
-    measured = 6 * 56 / 64 * (0.7 + 24 * 0.018) + 2 * 4 * 24 * 0.008 + 6 * 24 * 0.02
+    judging = 2 * 56 / 64 * (0.4 + 36 * 0.025) + 108 * 0.029
+    measured = 6 * 56 / 64 * (0.4 + 24 * 0.025) + 2 * 4 * 24 * 0.0135 + 6 * 24 * 0.03
     imitated = 0.85 * 0.66 * 18.75
-    assert work("brief-6") == pytest.approx(imitated + lessons + 6 * (step + mixed) + judging + measured + 6.5)
+    assert work("brief-6") == pytest.approx(imitated + lessons + 6 * (step + mixed) + judging + measured + 9.0)
 
 
 @pytest.mark.parametrize(
