@@ -14,7 +14,10 @@ Shape = tuple[int, tuple[int, ...]]
 """Tokens of a prompt and of each of its replies, the longest first."""
 
 PAIRS_OF_A_PORTION = 8192
-"""The query-key pairs that take as long as a portion's kernels take to start: so much padding is worth one fewer."""
+"""The query-key pairs that take as long as a portion's kernels take to start: so much padding is worth one fewer.
+
+SmolLM2's heads on a Xeon with AVX-512, two threads, forward and backward: 8 groups of 3 replies took 33 ms apart, 24 by
+4,096 or 8,192, 22 by 16,384; 5 groups of 9 replies 40, 37 to 39 and 35."""
 
 
 @dataclass(frozen=True, slots=True)
