@@ -11,8 +11,9 @@ T = TypeVar("T")
 
 
 def started(work: Callable[[], T], name: str) -> Future[T]:
-    """Begin at once in a thread that does not outlive the process."""
+    """Begin at once in a thread that does not outlive the process; what has begun cannot be cancelled."""
     future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # else who stops waiting cancels it, and its result has nowhere to go
 
     def run() -> None:
         try:
