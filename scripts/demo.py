@@ -30,6 +30,22 @@ SHORT = (
     "warmup.batch_size=8",
     "warmup.replies_per_prompt=4",
     "discriminator.head_rate=10",
+    "evaluation.independent.batch_size=8",
+    "compute.rows_per_sampling_batch=128",
+    "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
+)
+"""For whatever is not the full form: no system prompt of the template's own, replies cut behind the teacher's longest
+(49 tokens), one warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast."""
+GAME = (
+    "warmup.phases.1.epochs=0.3",
+    "adversarial.student.warmup_steps=2",
+    "adversarial.length_guard=true",
+)
+"""The full form's warm-up and game, with fewer steps. The first two are small, because Adam's moments are empty; and
+length, which the discriminator sees first, is kept out of the reward where it leads away from the teacher's."""
+GAME_STEPS = (18, 16, 14, 12, 10, 9, 8)
+BRIEF = (
+    "warmup.phases.1.epochs=0.16",
     "adversarial.batch_size=8",
     "adversarial.replies_per_prompt=8",
     "adversarial.trained_replies=2",
@@ -38,46 +54,43 @@ SHORT = (
     "adversarial.discriminator.learning_rate=1.0e-3",
     "adversarial.kl.weight=0",
     "adversarial.cross_entropy_weight=0.5",
-    "evaluation.independent.batch_size=8",
-    "compute.rows_per_sampling_batch=128",
-    "evaluation.decodings=[{name: t1, sampling: {temperature: 1.0}}]",
 )
-"""For slow machines: no system prompt of the template's own, replies cut behind the teacher's longest (49 tokens), one
-warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast. In a step of the
-game 64 replies are sampled and scored, and the student learns from the worst and the best one to each prompt, because
-that costs least. Each step moves it far, and half the cross-entropy is mixed in, a pull back to the teacher's
-replies."""
-STEPS = (16, 14, 12, 11, 10, 9, 8, 7, 6, 5)
-"""Of the brief forms."""
+"""For slow machines: in a step of the game 64 replies are sampled and scored, and the student learns from the worst and
+the best one to each prompt, because that costs least. Each step moves it far, and half the cross-entropy is mixed in, a
+pull back to the teacher's replies."""
+BRIEF_STEPS = (16, 14, 12, 11, 10, 9, 8, 7, 6, 5)
 STEP_EPOCHS = 0.02666
 """8 of 300 of the teacher's replies, rounded down: a step of the control."""
 
 
+def _game(steps: int) -> tuple[str, ...]:
+    return (*SHORT, *GAME, *_played(steps, control=2 * steps), *_judged(24 if steps < 12 else 40))
+
+
 def _brief(steps: int) -> tuple[str, ...]:
-    return (
-        *SHORT,
-        f"seqkd.epochs={steps * STEP_EPOCHS:.4f}",
-        "warmup.phases.0.epochs=0.5",
-        "warmup.phases.1.epochs=0.16",
-        f"adversarial.steps={steps}",
-        "adversarial.student.learning_rate=8.0e-4",
-        f"evaluation.max_prompts={24 if steps < 12 else 40}",
-        f"evaluation.independent.epochs={0.12 if steps < 12 else 0.2}",
-    )
+    own = ("warmup.phases.0.epochs=0.5", "adversarial.student.learning_rate=8.0e-4")
+    return (*SHORT, *BRIEF, *own, *_played(steps, control=steps), *_judged(24 if steps < 12 else 40))
+
+
+def _played(steps: int, *, control: int) -> tuple[str, str]:
+    return f"adversarial.steps={steps}", f"seqkd.epochs={control * STEP_EPOCHS:.4f}"
+
+
+def _judged(prompts: int) -> tuple[str, str]:
+    return f"evaluation.max_prompts={prompts}", f"evaluation.independent.epochs={prompts / 200:g}"
 
 
 FORMS = {
     "full": (),
-    **{f"brief-{steps}": _brief(steps) for steps in STEPS},
+    **{f"game-{steps}": _game(steps) for steps in GAME_STEPS},
+    **{f"brief-{steps}": _brief(steps) for steps in BRIEF_STEPS},
     "least": (
         *SHORT,
-        f"seqkd.epochs={4 * STEP_EPOCHS:.4f}",
+        *BRIEF,
         "warmup.phases.0.epochs=0.4",
-        "warmup.phases.1.epochs=0.16",
-        "adversarial.steps=4",
         "adversarial.student.learning_rate=5.0e-4",
-        "evaluation.max_prompts=20",
-        "evaluation.independent.epochs=0.1",
+        *_played(4, control=4),
+        *_judged(20),
     ),
 }
 """From the longest to the shortest: what each changes in the run file."""

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from claims import arms, brief, layers, quickstart  # noqa: E402
+from claims import arms, brief, game, layers, quickstart, short_forms  # noqa: E402
 from claims.quickstart_picture import draw  # noqa: E402
 
 from gad.config.run import RunConfig  # noqa: E402
@@ -106,27 +106,62 @@ def test_the_page_shows_what_is_committed() -> None:
     assert all(results[arm][name]["preference"]["seeds"] >= 3 for arm in quickstart.ARMS for name in quickstart.SETS)
 
 
+SHORT_FORMS = {"brief": brief.FORM, "game": game.FORM}
+
+
 @pytest.mark.slow
-def test_a_seed_of_the_brief_form_gives_every_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_of_a_short_form_gives_every_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    form = brief.FORM
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(brief, "RECIPE", tiny_recipe(tmp_path))
-    monkeypatch.setattr(brief, "FORM", ("seqkd.start_from=warmup",))
-    brief.run_seed(7, tmp_path / "work", ())
+    monkeypatch.setattr(short_forms, "RECIPE", tiny_recipe(tmp_path))
+    monkeypatch.setattr(short_forms, "OF_DEMO", {form.of_demo: ("seqkd.start_from=warmup",)})
+    short_forms.run_seed(form, 7, tmp_path / "work", ())
     found = json.loads((tmp_path / "work" / "seed7.json").read_text(encoding="utf-8"))
-    brief.write_results([found], tmp_path / "out.json", "x")
+    short_forms.write_results(form, [found], tmp_path / "out.json", "x")
     results = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert all("preference" in results[arm][name] for arm in brief.ARMS for name in ("held_out", "out_of_distribution"))
+    assert all("preference" in results[arm][name] for arm in form.arms for name in ("held_out", "out_of_distribution"))
     assert results["gad"]["held_out"] != results["gad_one_step_off"]["held_out"]
-    checkpoints = tmp_path / "work" / "seed7-one-step-off" / "checkpoints"
+    checkpoints = tmp_path / "work" / "seed7-gad-one-step-off" / "checkpoints"
     assert {path.name.partition("-")[0] for path in checkpoints.iterdir()} >= {"seqkd", "warmup", "adversarial"}
 
 
-def test_the_page_shows_the_brief_form_that_is_committed() -> None:
-    results = json.loads((ROOT / brief.WRITTEN).read_text(encoding="utf-8"))
-    assert brief.table(results) in (ROOT / brief.PAGE).read_text(encoding="utf-8")
-    assert set(results["settings"]["form"]) == set(brief.FORM)
-    again = arms.summarized(results["rows"], "t1", brief.AGAINST)
-    assert all(results[arm] == again[arm] for arm in (*brief.ARMS, "paired"))
+@pytest.mark.parametrize(
+    ("name", "control_epochs", "changed"),
+    [("brief", 0.24 * 50 / 4 - 0.5, "one_step_off"), ("game", 0.48 * 50 / 4 - 2, "length_guard")],
+)
+def test_imitation_of_the_same_time_counts_all_of_the_games_warm_up(
+    name: str, control_epochs: float, changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SeqKD's own steps took 4 s, GAD's warm-up and game 50."""
+    made: list[RunConfig] = []
+
+    def measured(config: RunConfig) -> dict[str, Any]:
+        made.append(config)
+        return {"seconds": {"seqkd": 4.0, "warmup": 20.0, "adversarial": 30.0}, "figures": []}
+
+    monkeypatch.setattr(short_forms, "evaluated", measured)
+    monkeypatch.setattr(short_forms, "forked", lambda source, config: measured(config))
+    short_forms.run_seed(SHORT_FORMS[name], 7, tmp_path, ())
+    own, longer, other = made
+    assert own.seqkd is not None
+    assert longer.seqkd is not None
+    assert longer.seqkd.epochs == pytest.approx(control_epochs, abs=1e-2)
+    assert longer == own.model_copy(
+        update={"name": longer.name, "seqkd": own.seqkd.model_copy(update={"epochs": longer.seqkd.epochs})}
+    )
+    assert own.adversarial is not None
+    swapped = own.adversarial.model_copy(update={changed: not getattr(own.adversarial, changed)})
+    assert other == own.model_copy(update={"name": other.name, "adversarial": swapped})
+
+
+@pytest.mark.parametrize("name", SHORT_FORMS)
+def test_the_page_shows_the_short_form_that_is_committed(name: str) -> None:
+    form = SHORT_FORMS[name]
+    results = json.loads((ROOT / form.written).read_text(encoding="utf-8"))
+    assert short_forms.table(form, results) in (ROOT / short_forms.PAGE).read_text(encoding="utf-8")
+    assert set(results["settings"]["form"]) == set(form.changes)
+    again = arms.summarized(results["rows"], "t1", form.against)
+    assert all(results[arm] == again[arm] for arm in (*form.arms, "paired"))
 
 
 def judged(layer: int, cost: float, right: list[list[float]]) -> dict[str, Any]:
