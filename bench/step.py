@@ -1,6 +1,6 @@
 """A step of GAD against its peers, taking turns on one thread of one machine, and what our step is made of.
 
-    python -m bench.step [--rounds N] [--parts race sampling real memory common curves machinery]
+    python -m bench.step [--rounds N] [--parts race sampling few_rows portions real memory common ...]
 
 Writes bench/results/step.json; parts that are not asked for stay as they are in it. Run it by `make bench`, which
 installs the peers into `.venv-bench`. Figures are medians over rounds of CPU seconds a step; the first step of each
@@ -28,7 +28,7 @@ from bench import workload as files
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "step.json"
 CONTESTANTS = ("ours", "ours_grpo", "trl_grpo", "trl_naive", "trl_fused")
-PARTS = ("race", "sampling", "few_rows", "real", "memory", "common", "curves", "machinery")
+PARTS = ("race", "sampling", "few_rows", "portions", "real", "memory", "common", "curves", "machinery")
 TUNED: dict[str, tuple[dict[str, str], ...]] = {
     "ours": tuple({"BENCH_TOKENS": str(tokens)} for tokens in (512, 1024, 4096)),
     "trl": tuple({"BENCH_POLICY_ROWS": rows, "BENCH_DISCRIMINATOR_ROWS": rows} for rows in ("8", "16", "32")),
@@ -145,7 +145,7 @@ def commit() -> str:
 
 def measured(part: str, folder: Path, rounds: int) -> dict[str, Any]:
     """What one part of the bench adds to the results."""
-    from bench import checks, curves, few_rows, machinery, real
+    from bench import checks, curves, few_rows, machinery, portions, real
 
     match part:
         case "race":
@@ -157,6 +157,8 @@ def measured(part: str, folder: Path, rounds: int) -> dict[str, Any]:
             return {"transformers_generate_over_our_sampling": worst, "sampling": each}
         case "few_rows":
             return few_rows.measure()
+        case "portions":
+            return portions.measure()
         case "real":
             return real.shares()
         case "memory":

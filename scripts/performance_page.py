@@ -31,6 +31,7 @@ RATIOS = {
 PARTS = {
     "sampling": "transformers' `generate` against our sampling",
     "few_rows": "SmolLM2-135M: products of a step of sampling",
+    "portions": "SmolLM2-135M: attention by groups and by portions",
     "real": "SmolLM2-135M: share of the products' rate",
     "memory": "SmolLM2-135M: memory of one base against three models",
     "common": "SmolLM2-135M: adapters from a layer on",
