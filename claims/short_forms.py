@@ -2,7 +2,7 @@
 
 What is trained is the demo's; it is measured on all prompts, by an independent discriminator that has learned from
 more of them. SeqKD also goes on, from the same warm-up, until it has trained for as many seconds as GAD with all of its
-warm-up. Each form has one arm more, forked from the same warm-up and measured by the same discriminator.
+warm-up. A form may have one arm more, forked from the same warm-up and measured by the same discriminator.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Form:
     """What is run, and where it is written.
 
     name: in the page's marks and of the results. says: in a line. of_demo: the form of `scripts/demo.py`. headline:
-    title of its GAD. other: name, title and change of the arm that is forked from it. first_seed: the first one that
+    title of its GAD. other: name, title and change of an arm that is forked from it. first_seed: the first one that
     decided nothing.
     """
 
@@ -41,8 +41,8 @@ class Form:
     says: str
     of_demo: str
     headline: str
-    other: tuple[str, str, str]
     first_seed: int
+    other: tuple[str, str, str] | None = None
 
     @property
     def written(self) -> Path:
@@ -63,12 +63,12 @@ class Form:
             "seqkd_equal_time": "SeqKD, as long as GAD",
             "gad": self.headline,
         }
-        return {**named, self.other[0]: self.other[1]}
+        return named if self.other is None else {**named, self.other[0]: self.other[1]}
 
     @property
     def against(self) -> tuple[str, ...]:
         """The arms whose difference to GAD is shown."""
-        return "seqkd", "seqkd_equal_time", self.other[0]
+        return tuple(name for name in self.arms if name not in ("base", "gad"))
 
     @property
     def marks(self) -> tuple[str, str]:
@@ -88,14 +88,14 @@ def run_seed(form: Form, seed: int, work: Path, overrides: Sequence[str]) -> Non
     whole = (seconds["warmup"] + seconds["adversarial"]) / seconds["seqkd"] * config.seqkd.epochs
     epochs = round(whole - imitated, 4)
     longer = forked(source, load(ROOT / RECIPE, [*common, f"name=seed{seed}-equal-time", f"seqkd.epochs={epochs}"]))
-    name, _, change = form.other
-    changed = [key for key in common if key.partition("=")[0] != change.partition("=")[0]]
-    other = forked(source, load(ROOT / RECIPE, [*changed, f"name=seed{seed}-{name.replace('_', '-')}", change]))
     rows = [
         *rows_of(own, seed, {"base": "base", "seqkd": "seqkd", "gad": "gad"}),
         *rows_of(longer, seed, {"seqkd": "seqkd_equal_time"}),
-        *rows_of(other, seed, {"gad": name}),
     ]
+    if form.other is not None:
+        name, _, change = form.other
+        other = load(ROOT / RECIPE, [*common, f"name=seed{seed}-{name.replace('_', '-')}", change])
+        rows += rows_of(forked(source, other), seed, {"gad": name})
     times = {"seqkd_epochs_at_equal_time": epochs, "seconds": seconds, "seconds_equal_time": longer["seconds"]["seqkd"]}
     write_json(work / f"seed{seed}.json", {"seed": seed, **times, "rows": rows})
 

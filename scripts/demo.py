@@ -37,15 +37,14 @@ SHORT = (
 """For whatever is not the full form: no system prompt of the template's own, replies cut behind the teacher's longest
 (49 tokens), one warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast."""
 GAME = (
-    "warmup.phases.1.epochs=0.21",
-    "adversarial.trained_replies=2",
+    "warmup.phases.1.epochs=0.3",
     "adversarial.student.warmup_steps=2",
     "adversarial.length_guard=true",
 )
-"""The full form's warm-up and game with fewer lessons and steps, and the student learns from the worst and the best of
-four replies, for seven tenths of a step's cost. The first two steps are small, because Adam's moments are empty; and
-length, which the discriminator sees first, is kept out of the reward where it leads away from the teacher's."""
-GAME_STEPS = (24, 20, 18, 16, 14, 12, 10, 9, 8)
+"""The full form's warm-up and game, with fewer lessons and steps. The first two steps are small, because Adam's moments
+are empty; and length, which the discriminator sees first, is kept out of the reward where it leads away from the
+teacher's."""
+GAME_STEPS = (18, 16, 14, 12, 11, 10, 9)
 BRIEF = (
     "warmup.phases.1.epochs=0.16",
     "adversarial.batch_size=8",
@@ -60,13 +59,13 @@ BRIEF = (
 """For slow machines: in a step of the game 64 replies are sampled and scored, and the student learns from the worst and
 the best one to each prompt, because that costs least. Each step moves it far, and half the cross-entropy is mixed in, a
 pull back to the teacher's replies."""
-BRIEF_STEPS = (11, 10, 9, 8, 7, 6, 5)
+BRIEF_STEPS = (16, 14, 12, 11, 10, 9, 8, 7, 6, 5)
 STEP_EPOCHS = 0.02666
 """8 of 300 of the teacher's replies, rounded down: a step of the control."""
 
 
 def _game(steps: int) -> tuple[str, ...]:
-    return (*SHORT, *GAME, *_played(steps, control=2 * steps), *_judged(20 if steps < 10 else 24 if steps < 12 else 40))
+    return (*SHORT, *GAME, *_played(steps, control=2 * steps), *_judged(24 if steps < 12 else 40))
 
 
 def _brief(steps: int) -> tuple[str, ...]:
