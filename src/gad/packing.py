@@ -16,8 +16,9 @@ Shape = tuple[int, tuple[int, ...]]
 PAIRS_OF_A_PORTION = 8192
 """The query-key pairs that take as long as a portion's kernels take to start: so much padding is worth one fewer.
 
-SmolLM2's heads on a Xeon with AVX-512, two threads, forward and backward: 8 groups of 3 replies took 33 ms apart, 24 by
-4,096 or 8,192, 22 by 16,384; 5 groups of 9 replies 40, 37 to 39 and 35."""
+SmolLM2's heads on a Xeon with AVX-512, one thread, forward and backward, by worths of 0, 4,096, 8,192 and 16,384
+(`make bench ARGS="--parts portions"`): 8 rows of imitation 16, 12, 13 and 13 ms; 8 groups of 3 replies 40, 36, 38 and
+37; 5 groups of 9 replies 54, 53, 52 and 58."""
 
 
 @dataclass(frozen=True, slots=True)
