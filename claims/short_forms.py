@@ -107,7 +107,8 @@ def write_results(form: Form, found: Sequence[Row], out: Path, command: str) -> 
     settings |= {"seeds": [each["seed"] for each in found]}
     figures = arms.summarized(rows, "t1", form.against)
     times = [{key: value for key, value in each.items() if key != "rows"} for each in found]
-    results = {**provenance(RESTS_ON, command), "settings": settings, "times": times, **figures, "rows": rows}
+    origin = provenance((*RESTS_ON, f"claims/{form.name}.py"), command)
+    results = {**origin, "settings": settings, "times": times, **figures, "rows": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, results)
     print(f"{table(form, results)}\nWritten: {out}")
