@@ -17,7 +17,7 @@ FORM = Form(
     other=("gad_one_step_off", "the same, replies one update old", "adversarial.one_step_off=true"),
     first_seed=600,
 )
-"""It was chosen on seeds 0, 200, 201, 300, 301, 400, 401, 500 and 501."""
+"""The form was chosen on seeds 0, 200, 201, 300, 301, 400, 401, 500 and 501; those from here on decided nothing."""
 
 if __name__ == "__main__":
     main("claims.brief", FORM, seeds=4)

@@ -15,7 +15,8 @@ FORM = Form(
     headline="GAD",
     first_seed=1010,
 )
-"""It was made on seeds up to 1004. The first two from here on were known when a cheaper one was put aside."""
+"""The form was made on seeds up to 1004. Of those from here on the first two were known when a cheaper form was put
+aside; the others decided nothing."""
 
 if __name__ == "__main__":
     main("claims.game", FORM, seeds=4)

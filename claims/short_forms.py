@@ -33,8 +33,8 @@ class Form:
     """What is run, and where it is written.
 
     name: in the page's marks and of the results. says: in a line. of_demo: the form of `scripts/demo.py`. headline:
-    title of its GAD. other: name, title and change of an arm that is forked from it. first_seed: the first one that
-    decided nothing.
+    title of its GAD. other: name, title and change of an arm that is forked from it. first_seed: where its seeds
+    begin.
     """
 
     name: str

@@ -65,19 +65,24 @@ STEP_EPOCHS = 0.02666
 
 
 def _game(steps: int) -> tuple[str, ...]:
-    return (*SHORT, *GAME, *_played(steps, control=2 * steps), *_judged(24 if steps < 12 else 40))
+    return (*SHORT, *GAME, *_played(steps, control=2 * steps), *_judged(_prompts(steps)))
 
 
 def _brief(steps: int) -> tuple[str, ...]:
     own = ("warmup.phases.0.epochs=0.5", "adversarial.student.learning_rate=8.0e-4")
-    return (*SHORT, *BRIEF, *own, *_played(steps, control=steps), *_judged(24 if steps < 12 else 40))
+    return (*SHORT, *BRIEF, *own, *_played(steps, control=steps), *_judged(_prompts(steps)))
 
 
 def _played(steps: int, *, control: int) -> tuple[str, str]:
     return f"adversarial.steps={steps}", f"seqkd.epochs={control * STEP_EPOCHS:.4f}"
 
 
+def _prompts(steps: int) -> int:
+    return 24 if steps < 12 else 40
+
+
 def _judged(prompts: int) -> tuple[str, str]:
+    """The independent discriminator learns from three of the 300 teacher's replies for every two prompts of a set."""
     return f"evaluation.max_prompts={prompts}", f"evaluation.independent.epochs={prompts / 200:g}"
 
 

@@ -8,7 +8,7 @@ import pytest
 from gad.rollout.background import in_background, started
 
 
-def test_a_result_and_an_error_reach_the_one_who_asks():
+def test_a_result_and_an_error_reach_the_one_who_asks() -> None:
     def failing() -> None:
         raise ValueError("no weights")
 
@@ -18,7 +18,7 @@ def test_a_result_and_an_error_reach_the_one_who_asks():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_who_stops_waiting_leaves_the_work_its_end(fails: bool):
+def test_who_stops_waiting_leaves_the_work_its_end(fails: bool) -> None:
     end = threading.Event()
 
     def work() -> str:
