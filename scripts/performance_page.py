@@ -6,22 +6,20 @@ python scripts/performance_page.py
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench.pictures import NAMES, WORKLOADS, contestants, costs  # noqa: E402
+from bench.sections import SECTIONS  # noqa: E402
+
 RESULTS = ROOT / "bench" / "results" / "step.json"
 REPLIES = 32
 """Of a step."""
-WORKLOADS = ("short", "long")
-NAMES = {
-    "ours": "gad",
-    "ours_grpo": "gad, frozen discriminator",
-    "trl_grpo": "TRL GRPO, frozen reward model",
-    "trl_fused": "GAD on TRL, fused",
-    "trl_naive": "GAD on TRL, naive",
-}
 RATIOS = {
     "gad_on_trl_naive_over_ours": ("GAD on TRL, naive / ours", "4.0 or more", "2.5 or more"),
     "gad_on_trl_fused_over_ours": ("GAD on TRL, fused / ours", "", ""),
@@ -38,7 +36,6 @@ PARTS = {
     "machinery": "share of batches, records and log in a step",
     "curves": "cost against group size, prompt and reply length",
 }
-AXES = {"replies": "replies a prompt", "prompt": "prompt tokens", "reply": "reply tokens"}
 
 
 def page(result: dict[str, Any]) -> str:
@@ -56,9 +53,7 @@ def page(result: dict[str, Any]) -> str:
         *_race(result),
         *(_parts(result) if {"real", "memory", "machinery"} <= set(result["parts"]) else []),
         *_reasons(result),
-        *_few_rows(result),
-        *_common(result),
-        *(_curves(result) if "curves" in result["parts"] else []),
+        *(line for part, section in SECTIONS.items() if part in result["parts"] for line in section(result[part])),
         *_equality(result),
     ]
     return "\n".join(map(_wrapped, lines)) + "\n"
@@ -196,79 +191,6 @@ def _reasons(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _few_rows(result: dict[str, Any]) -> list[str]:
-    """What weights in a library's own order save in sampling."""
-    if "few_rows" not in result["parts"]:
-        return []
-    found = result["few_rows"]
-    times = found["milliseconds"]
-    lines = [
-        "## Products of few rows",
-        "Sampling multiplies a few dozen rows by each weight. A library sorts the weight into its own blocks for each "
-        "product; a model that only samples keeps it sorted (`models/linear.py`), up to 4 GB, else laid out by inputs. "
-        f"All linear layers of SmolLM2-135M and its head in {found['dtype']}, CPU milliseconds; in "
-        "brackets, of what weights as they are take. Sorted for 64 rows, because their number falls as replies end.",
-        "",
-        "| rows | as they are | by inputs | sorted |",
-        "|---|---|---|---|",
-    ]
-    for rows, plain in times["plain"].items():
-        cells = [f"{times[way][rows]:.0f} ({times[way][rows] / plain:.2f})" for way in ("by_inputs", "sorted")]
-        lines.append(f"| {rows} | {plain:.0f} | {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
-def _common(result: dict[str, Any]) -> list[str]:
-    """What `tuning.first_layer` saves."""
-    if "common" not in result["parts"]:
-        return []
-    rows = result["common"]["by_first_layer"]
-    everywhere = rows["0"]
-    lines = [
-        "## Adapters from a layer on",
-        "With `tuning.first_layer` nothing below that layer is trained: student and reference compute it once, no "
-        "gradient goes back through it, none of its activations are kept. SmolLM2-135M (30 layers) in float32, one "
-        "thread, 8 prompts x 4 replies of about 35 tokens; in brackets, of what adapters everywhere take. What it "
-        "costs in quality depends on the task.",
-        "",
-        "| first_layer | student's update with KL, CPU s | discriminator's, CPU s | memory of the updates | trained |",
-        "|---|---|---|---|---|",
-    ]
-    for name, row in rows.items():
-        cells = [
-            f"{row[key] / scale:{form}} ({row[key] / everywhere[key]:.2f})"
-            for key, scale, form in (
-                ("student_seconds", 1, ".1f"),
-                ("discriminator_seconds", 1, ".1f"),
-                ("updates_mb", 1000, ".2f"),
-            )
-        ]
-        cells[2] = cells[2].replace(" (", " GB (")
-        lines.append(f"| {name} | {' | '.join(cells)} | {row['adapter_weights'] / 1e6:.1f} M |")
-    return [*lines, ""]
-
-
-def _curves(result: dict[str, Any]) -> list[str]:
-    lines = [
-        "## Cost against lengths",
-        "![CPU seconds of both updates against group size, prompt and reply length](images/cost.svg)",
-        "",
-        "Both updates of the tiny model for 2 prompts, 8 replies each, prompts and replies of 64 tokens, but for what "
-        "grows. The line is what the operations that the mathematics asks for would take at the last point's rate: "
-        "linear in the replies of a prompt, and in lengths but for attention.",
-        "",
-        "| grows | values: CPU seconds (GFLOP/s) |",
-        "|---|---|",
-    ]
-    for axis, title in AXES.items():
-        cells = [
-            f"{row[axis]:,.0f}: {row['cpu_seconds']:.2f} ({row['gflop'] / row['cpu_seconds']:.0f})"
-            for row in result["curves"][axis]
-        ]
-        lines.append(f"| {title} | {', '.join(cells)} |")
-    return [*lines, ""]
-
-
 def _equality(result: dict[str, Any]) -> list[str]:
     done = result["parts"]
     return [
@@ -296,73 +218,13 @@ def _wrapped(line: str) -> str:
     return textwrap.fill(line, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
-def picture(result: dict[str, Any]) -> str:
-    """Bars of CPU seconds."""
-    width, row, left = 720, 22, 220
-    height = 2 * (len(NAMES) * row + 40)
-    parts = _opening(width, height, "CPU seconds a step of each contestant")
-    top = 20
-    for workload in WORKLOADS:
-        cells = result[workload]["contestants"]
-        longest = max(cell["cpu_seconds"] for cell in cells.values())
-        parts.append(f'<text x="8" y="{top}" font-weight="bold">{workload}, CPU seconds a step</text>')
-        for index, (name, title) in enumerate(NAMES.items()):
-            y = top + 8 + index * row
-            bar = (width - left - 70) * cells[name]["cpu_seconds"] / longest
-            color = "#1b6ca8" if name.startswith("ours") else "#9aa5b1"
-            parts += [
-                f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{title}</text>',
-                f'<rect x="{left}" y="{y + 2}" width="{bar:.1f}" height="{row - 6}" fill="{color}"/>',
-                f'<text x="{left + bar + 6:.1f}" y="{y + 14}">{cells[name]["cpu_seconds"]:.2f}</text>',
-            ]
-        top += len(NAMES) * row + 40
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def cost_picture(result: dict[str, Any]) -> str:
-    """A panel for each axis: measured seconds as dots, operations at the last point's rate as a line."""
-    panel, height, left, top, bottom = 260, 230, 44, 30, 40
-    parts = _opening(panel * len(AXES), height, "CPU seconds of both updates as groups, prompts and replies grow")
-    for number, (axis, title) in enumerate(AXES.items()):
-        rows = result["curves"][axis]
-        last = rows[-1]
-        tallest = 1.1 * max(row["cpu_seconds"] for row in rows)
-        x0, wide, tall = number * panel + left, panel - left - 16, height - top - bottom
-
-        def place(value: float, seconds: float, x0: int = x0, wide: int = wide, most: float = last[axis]) -> str:
-            return f"{x0 + wide * value / most:.1f},{top + tall * (1 - seconds / tallest):.1f}"  # noqa: B023
-
-        line = " ".join(place(row[axis], row["gflop"] / last["gflop"] * last["cpu_seconds"]) for row in rows)
-        parts += [
-            f'<text x="{x0}" y="18" font-weight="bold">{title}</text>',
-            f'<path d="M{x0},{top} V{top + tall} H{x0 + wide}" fill="none" stroke="#52606d"/>',
-            f'<text x="{x0 - 6}" y="{top + 10}" text-anchor="end">{tallest:.1f} s</text>',
-            f'<text x="{x0 - 6}" y="{top + tall}" text-anchor="end">0</text>',
-            f'<polyline points="{line}" fill="none" stroke="#9aa5b1" stroke-width="2"/>',
-        ]
-        for row in rows:
-            x, y = place(row[axis], row["cpu_seconds"]).split(",")
-            parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="#1b6ca8"/>')
-        end = f'<text x="{x0 + wide}" y="{top + tall + 16}" text-anchor="end">{last[axis]:,.0f}</text>'
-        parts += [end, f'<text x="{x0}" y="{top + tall + 16}">0</text>']
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def _opening(width: int, height: int, label: str) -> list[str]:
-    return [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-        f'font-size="12" role="img" aria-label="{label}">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-    ]
-
-
 def written(result: dict[str, Any]) -> dict[Path, str]:
     """Every file that this script writes, with its text."""
     docs = ROOT / "docs"
     return {
         docs / "performance.md": page(result),
-        docs / "images" / "step.svg": picture(result),
-        **({docs / "images" / "cost.svg": cost_picture(result)} if "curves" in result["parts"] else {}),
+        docs / "images" / "step.svg": contestants(result),
+        **({docs / "images" / "cost.svg": costs(result)} if "curves" in result["parts"] else {}),
     }
 
 

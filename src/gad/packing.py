@@ -16,9 +16,7 @@ Shape = tuple[int, tuple[int, ...]]
 PAIRS_OF_A_PORTION = 8192
 """The query-key pairs that take as long as a portion's kernels take to start: so much padding is worth one fewer.
 
-SmolLM2's heads on a Xeon with AVX-512, one thread, forward and backward, by worths of 0, 4,096, 8,192 and 16,384
-(`make bench ARGS="--parts portions"`): 8 rows of imitation 16, 12, 13 and 13 ms; 8 groups of 3 replies 40, 36, 38 and
-37; 5 groups of 9 replies 54, 53, 52 and 58. What is above 0 differs by less than runs do."""
+docs/performance.md has the times by it: sharing kernels helps, and values above 0 differ by less than runs do."""
 
 
 @dataclass(frozen=True, slots=True)
