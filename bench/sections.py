@@ -36,7 +36,7 @@ def portions(found: dict[str, Any]) -> list[str]:
         "In the packed layout rows of like lengths share attention's kernels, padded to the longest of them, where "
         "that costs less than kernels of their own are taken to be worth (`packing.py`), in query-key pairs; at 0 only "
         "rows of one length share. Forward and backward pass of a layer's attention in SmolLM2-135M's shape, "
-        "milliseconds; in brackets, of those at 0.",
+        "milliseconds (over those at 0).",
         "",
         f"| batch | {' | '.join(f'{int(value):,}' + ' (taken)' * (value == taken) for value in values)} |",
         f"|{'---|' * (1 + len(values))}",

@@ -16,7 +16,8 @@ Shape = tuple[int, tuple[int, ...]]
 PAIRS_OF_A_PORTION = 8192
 """The query-key pairs that take as long as a portion's kernels take to start: so much padding is worth one fewer.
 
-docs/performance.md has the times by it: sharing kernels helps, and values above 0 differ by less than runs do."""
+By the times in docs/performance.md, of one run, short rows gain by sharing; 4,096 and 8,192 are not told apart, and
+above them prompts of many replies lose."""
 
 
 @dataclass(frozen=True, slots=True)
