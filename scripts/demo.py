@@ -126,11 +126,10 @@ class Costs:
 
 
 COSTS = {
-    "float32": Costs(0.4, 0.02, 0.015, 0.043, 0.02, 0.027, 0.0135, 0.03, 9.0),
+    "float32": Costs(0.4, 0.025, 0.0165, 0.05, 0.02, 0.029, 0.0135, 0.03, 9.0),
     "bfloat16": Costs(0.4, 0.02, 0.017, 0.047, 0.015, 0.028, 0.013, 0.03, 14.0),
 }
-"""From several runs on an Intel Xeon with AVX-512 (brief-10 to brief-14), and on an AMD EPYC with bfloat16
-instructions."""
+"""From a run on an Intel Xeon with AVX-512 (brief-14), and from several on an AMD EPYC with bfloat16 instructions."""
 SHORT_ROW = 0.85
 """A row without a system prompt, of one with it."""
 
