@@ -12,20 +12,13 @@ import torch
 
 from gad import engines
 from gad.config.compared import LocalModel
-from gad.config.models import (
-    Full,
-    Lora,
-    OwnDiscriminator,
-    PromptConfig,
-    SharedDiscriminator,
-    StudentConfig,
-    Tuning,
-)
+from gad.config.models import Full, Lora, OwnDiscriminator, PromptConfig, SharedDiscriminator, StudentConfig, Tuning
 from gad.config.run import RunConfig
 from gad.config.training import BradleyTerry, Optimizer, Sampling
 from gad.crew import ALONE, Crew, Here, everywhere, shared
 from gad.errors import ConfigError, ModelError
 from gad.models import arithmetic, counting, quantized, trial
+from gad.models.known import Known
 from gad.models.loading import check_vocabulary, load_model, load_tokenizer
 from gad.models.network import Member, Network
 from gad.models.scorer import Scorer
@@ -270,6 +263,8 @@ class Workshop:
         cannot, shortcuts = trial.unfit(model, source.model), trial.shortcuts(model)
         network = Network(model, tuning, gradient_checkpointing=gradient_checkpointing, crew=self.crew)
         network.unfit, network.shortcuts = cannot, shortcuts
+        if self.crew.size == 1:  # several would have to find the same, to stay in step
+            network.known = Known(self._config.compute.kept_states_mib * 2**20)
         return network
 
     def _load(self, source: StudentConfig | OwnDiscriminator | LocalModel) -> PreTrainedModel:

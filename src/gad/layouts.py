@@ -79,6 +79,7 @@ class PaddedBatch:
     input_ids_RT: Tensor
     position_ids_RT: Tensor
     readout: Readout
+    groups: tuple[TokenGroup, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class TreeBatch:
     branch_RT: Tensor
     readout: Readout
     fused: bool = False
+    groups: tuple[TokenGroup, ...] = ()
 
     @property
     def visible_RTT(self) -> Tensor:
@@ -114,6 +116,7 @@ class CacheBatch:
     reply_ids_BL: Tensor
     position_ids_BL: Tensor
     readout: Readout
+    groups: tuple[TokenGroup, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,7 @@ class PackedBatch:
     shapes: tuple[tuple[int, tuple[int, ...]], ...]
     readout: Readout
     fused: bool = False
+    groups: tuple[TokenGroup, ...] = ()
 
 
 TokenBatch = PaddedBatch | TreeBatch | CacheBatch | PackedBatch
@@ -138,13 +142,13 @@ def build(groups: Sequence[TokenGroup], layout: LayoutName, *, fused: bool = Fal
     """Lay out whole groups. Replies keep their order: group by group, as given. fused: see `TreeBatch`."""
     match layout:
         case "padded":
-            return _padded(groups)
+            return replace(_padded(groups), groups=tuple(groups))
         case "tree":
-            return replace(_tree(groups), fused=fused)
+            return replace(_tree(groups), fused=fused, groups=tuple(groups))
         case "cache":
-            return _cache(groups)
+            return replace(_cache(groups), groups=tuple(groups))
         case "packed":
-            return replace(_packed(groups), fused=fused)
+            return replace(_packed(groups), fused=fused, groups=tuple(groups))
         case _:
             assert_never(layout)
 

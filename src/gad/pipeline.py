@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from gad.evaluation import Evaluation
 from gad.examples import Examples
 from gad.judgement import judge
 from gad.models import arithmetic, identity
-from gad.progress import Progress
+from gad.progress import Progress, Task
 from gad.schedule import adversarial_steps, phase_steps, steps_for, steps_of
 from gad.signals import StopRequest
 from gad.stages import adversarial, judged_sets, seqkd, warmup
@@ -31,6 +32,7 @@ from gad.stages.sampling import Fresh, Replies
 from gad.teacher.client import needed_key
 from gad.training.optimizer import entries
 from gad.training.run import Place, StageRun, Trained, done_checkpoint
+from gad.training.student import StudentTrainer
 
 
 class Pipeline:
@@ -122,6 +124,7 @@ class Pipeline:
             max_bad_steps=settings.max_bad_steps,
             peak_flops=self._peak_flops,
         )
+        self._keep(run, student)
         seqkd.train(run, student)
 
     def warmup(self) -> None:
@@ -146,6 +149,7 @@ class Pipeline:
         sampling = Sampling() if self.config.adversarial is None else self.config.adversarial.sampling
         sampler = self._shop.sampler("warmup", sampling, settings.replies_per_prompt)
         side_by_side = self.config.compute.rows_per_sampling_batch
+        self._keep(run, student)
         warmup.train(run, phases, student, discriminator, sampler, side_by_side=side_by_side)
 
     def adversarial(self) -> None:
@@ -191,6 +195,7 @@ class Pipeline:
             settings.trained_replies,
             settings.length_guard,
         )
+        self._keep(run, student)
         adversarial.train(run, game)
 
     def generate(self) -> None:
@@ -219,6 +224,16 @@ class Pipeline:
             self._arms.take(self._arms.names[-1])
             self._shop.export(self._shop.student, target, self.folder)
         return target
+
+    def _keep(self, run: StageRun, student: StudentTrainer) -> None:
+        """What the stage computes in every epoch alike, once."""
+        with ExitStack() as stack:
+            bar: Task | None = None
+            for done in () if run.done else student.keep(run.examples):
+                if bar is None:
+                    replies = sum(len(example.replies) for example in run.examples)
+                    bar = stack.enter_context(self._progress.task(f"{run.stage}, lower layers", replies))
+                bar.advance(done)
 
     def _say_headline(self) -> None:
         from rich.console import Console

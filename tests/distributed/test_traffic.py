@@ -20,8 +20,8 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from gad.config.compute import ComputeConfig, Shard
 from gad.config.models import Full, Lora, Tuning
-from gad.config.run import ComputeConfig, Shard
 from gad.config.training import BradleyTerry, Clipped, Kl, Optimizer
 from gad.models.network import Network
 from gad.models.scorer import Scorer

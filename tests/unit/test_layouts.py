@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gad.config.run import ComputeConfig
+from gad.config.compute import ComputeConfig
 from gad.errors import ConfigError
 from gad.layout_costs import ALL, DENSE, choose, computed, micro_batches
 from gad.layouts import (

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from gad.config.models import Full, Lora, Tuning
 from gad.crew import ALONE, Crew, Here, everywhere
 from gad.errors import ModelError
-from gad.layouts import LayoutName, TokenBatch
+from gad.layouts import LayoutName, TokenBatch, TokenGroup
 from gad.models import norm, views
 from gad.models.adapter import Adapters, fuse
 from gad.models.forward import Below
+from gad.models.known import Known
 from gad.models.linear import speed_up
+from gad.models.memory import recompute_activations
 from gad.models.passes import Passes, Shortcuts
 from gad.models.quantized import is_quantized, plain_weight
 
@@ -36,6 +38,7 @@ class Network:
     """One base model in memory.
 
     unfit: layouts that it cannot do, and why. shortcuts: work that it can leave out (`models/trial.py` finds out both).
+    known: states that all members have in common (all three are set before the first member is made).
     """
 
     def __init__(
@@ -58,9 +61,7 @@ class Network:
         speed_up(model)
         norm.speed_up(model)
         if gradient_checkpointing:
-            _recompute_activations(model)
-            model.train()
-            _without_dropout(model)
+            recompute_activations(model)
         embeddings: Any = model.get_input_embeddings()
         head: Any = model.get_output_embeddings()
         self._embeddings, self._head, self._tied = embeddings, head, head.weight is embeddings.weight
@@ -69,6 +70,7 @@ class Network:
         self.trained_whole = isinstance(tuning, Full)
         self.unfit: Mapping[LayoutName, str] = {}
         self.shortcuts = Shortcuts()
+        self.known = Known()
         self._adapters = Adapters(model, tuning) if isinstance(tuning, Lora) else None
 
     def shard(self) -> None:
@@ -131,12 +133,22 @@ class Network:
 
     def passes(self, layers: int | None = None) -> Passes:
         """Forward passes through all of the model, or through its first `layers`, once it has a member."""
-        return Passes(self.backbone(layers), common=self.common, narrow=self.shortcuts.narrows)
+        return Passes(self.backbone(layers), common=self.common, narrow=self.shortcuts.narrows, known=self.known)
 
     @property
     def common(self) -> int:
         """The first layers, which no member has adapters in and which are computed once for all of them."""
         return self._tuning.first_layer if isinstance(self._tuning, Lora) and self.shortcuts.shares else 0
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there are states that all members have in common, and room for some of them."""
+        return self.common > 0 and self.known.limit > 0
+
+    @property
+    def state_bytes(self) -> int:
+        """Of one token's hidden state."""
+        return self.width * self.dtype.itemsize
 
     @property
     def head_VH(self) -> Tensor:
@@ -240,6 +252,20 @@ class Member:
         with self.using():
             return self.passes.below(batch)
 
+    def keep(self, rows: Sequence[TokenGroup], batches: Iterable[TokenBatch]) -> Iterator[int]:
+        """Keep what these rows have in common for all members. See `Known.keep`."""
+        if self.network.keeps:
+            with self.using():
+                yield from self.network.known.keep(rows, batches, self.passes.computed, self.network.state_bytes)
+
+    def imitating(self) -> AbstractContextManager[None]:
+        """Within, what was kept of rows is used. See `Known.rows`."""
+        return self.network.known.rows()
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Within, what replies have in common for all members is computed once. See `Known.step`."""
+        return self.network.known.step()
+
     def parameters(self) -> list[nn.Parameter]:
         """What an optimizer trains."""
         return list(self.network.tensors(self.name).values())
@@ -276,18 +302,3 @@ class Member:
             for name, weight in self.network.effective(self.name):
                 if plain is not None:
                     targets[name].data.copy_(weight)
-
-
-def _recompute_activations(model: Any) -> None:
-    """transformers 5.23 has renamed the method and warns of the old name; earlier versions know the old one alone."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-
-
-def _without_dropout(model: Any) -> None:
-    """Checkpointing needs training mode; dropout would make scores random."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0

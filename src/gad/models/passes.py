@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gad.layouts import Readout, TokenBatch
 from gad.models import views
 from gad.models.forward import Below, below_states, hidden_states
+from gad.models.known import Known
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +29,29 @@ class Shortcuts:
 
 
 class Passes:
-    """Through all layers of a backbone, or through the `common` ones, that no member has adapters in, once for all."""
+    """Through all layers of a backbone, or through the `common` ones, that no member has adapters in, once for all.
 
-    def __init__(self, backbone: nn.Module, *, common: int = 0, narrow: bool = True) -> None:
+    known: where states after the common layers may be found, and are kept.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, *, common: int = 0, narrow: bool = True, known: Known | None = None
+    ) -> None:
+        self._known = known
         self._lower = views.below(backbone, common) if common else None
         upper = views.above(backbone, common) if common else backbone
         self._upper = views.narrowed(upper) if narrow else upper
 
     def below(self, batch: TokenBatch) -> Below | None:
         """What all members of the network have in common for this batch; None where they have nothing in common."""
-        return None if self._lower is None else below_states(self._lower, batch)
+        if self._lower is None:
+            return None
+        return self.computed(batch) if self._known is None else self._known.below(batch, self.computed)
+
+    def computed(self, batch: TokenBatch) -> Below:
+        """As `below`, of a network that has such layers, from the tokens."""
+        assert self._lower is not None
+        return below_states(self._lower, batch)
 
     def states(self, batch: TokenBatch, read_N: Tensor, below: Below | None = None) -> Tensor:
         """The matrix of hidden states (M, H) that `batch.readout` indexes, of which the rows `read_N` mean something.

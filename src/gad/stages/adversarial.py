@@ -45,15 +45,16 @@ def train(run: StageRun, game: Game) -> None:
     """The algorithm's box. The scores before the discriminator's update are the rewards; the updates commute."""
     for step, batch in run.batches():
         groups, reply_metrics = game.replies.groups(batch, step)
-        rewards_PG, discriminator_metrics = game.discriminator.update(groups)
-        lengths_PG = lengths(groups)
-        told_PG = game.told(rewards_PG, lengths_PG, reply_metrics)
-        trained, rewards_PK = telling(groups, told_PG, game.trained_replies)
-        if game.objective.kl.in_reward:
-            kl_sums_PK = game.student.kl_sums(trained, game.objective)
-            rewards_PK = objectives.kl_in_reward(rewards_PK, kl_sums_PK, game.objective.kl.weight)
-        advantages_PK = losses.advantages(game.advantages, rewards_PK)
-        student_metrics = game.student.update(trained, advantages_PK, game.objective)
+        with game.student.member.keeping():
+            rewards_PG, discriminator_metrics = game.discriminator.update(groups)
+            lengths_PG = lengths(groups)
+            told_PG = game.told(rewards_PG, lengths_PG, reply_metrics)
+            trained, rewards_PK = telling(groups, told_PG, game.trained_replies)
+            if game.objective.kl.in_reward:
+                kl_sums_PK = game.student.kl_sums(trained, game.objective)
+                rewards_PK = objectives.kl_in_reward(rewards_PK, kl_sums_PK, game.objective.kl.weight)
+            advantages_PK = losses.advantages(game.advantages, rewards_PK)
+            student_metrics = game.student.update(trained, advantages_PK, game.objective)
         run.log(step, reply_metrics, reward_metrics(rewards_PG, lengths_PG), discriminator_metrics, student_metrics)
         run.checkpoint_if_due(step)
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import torch
 
-from gad.config.run import ComputeConfig
+from gad.config.compute import ComputeConfig
 from gad.crew import ALONE, Crew, deal
 from gad.errors import ConfigError, TrainingStopped, is_out_of_memory
 from gad.layout_costs import ALL, DENSE, choose, computed, micro_batches, shares, weigh

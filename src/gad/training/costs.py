@@ -18,6 +18,7 @@ class Costs:
     def __init__(self, member: Member, player: str, *, layers: int | None = None) -> None:
         self.note = ""
         self._player = player
+        self._known = member.network.known
         self._arithmetic = arithmetic(member.network, member.name, layers=layers)
         self._layouts: Counter[str] = Counter()
 
@@ -35,7 +36,7 @@ class Costs:
 
     def imitation(self, rows: Sequence[TokenGroup]) -> Metrics:
         """FLOPs and layouts of an update by cross-entropy on `rows`."""
-        return {"flops/student": self.train(rows), **self.layouts()}
+        return {"flops/student": self.train(rows) - self.spared(), **self.layouts()}
 
     def update(
         self,
@@ -50,7 +51,7 @@ class Costs:
         pulled: replies that the reference computes beside the student; before: those that both have computed before
         the update.
         """
-        found = {"flops/student": self.train(rows) + self.forward(before), **self.layouts()}
+        found = {"flops/student": self.train(rows) + self.forward(before) - self.spared(), **self.layouts()}
         if reference is not None:
             # Beside the student's pass, which has what they have in common.
             found["flops/reference"] = reference.forward(before) + reference.forward(pulled, common=False)
@@ -66,3 +67,13 @@ class Costs:
         """FLOPs of a forward and a backward pass; 0 for a model whose operations are not counted."""
         own = self._arithmetic
         return 0.0 if own is None else own.train([group.lengths for group in groups], predicts=predicts)
+
+    def spared(self) -> float:
+        """FLOPs of the common layers that were not computed since this was last asked, because their states were known;
+        0 for a model whose operations are not counted."""
+        asked, computed = (self._lower(groups) for groups in self._known.spared())
+        return asked - computed
+
+    def _lower(self, groups: Sequence[TokenGroup]) -> float:
+        whole, upper = (self.forward(groups, predicts=False, common=common) for common in (True, False))
+        return whole - upper

@@ -109,7 +109,7 @@ class DiscriminatorTrainer:
                     teacher_P[picked] = scores_PK[:, 0].detach().cpu()
                     student_PG[picked] = scores_PK[:, 1:].detach().cpu()
         sums = self.crew.sum(teacher_P), self.crew.sum(student_PG)
-        flops = (self._costs.train if train else self._costs.forward)(rows, predicts=False)
+        flops = (self._costs.train if train else self._costs.forward)(rows, predicts=False) - self._costs.spared()
         return *sums, self.crew.sum(total_loss).item(), self.crew.sum(tokens).item(), flops
 
     def state(self) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
-from gad.config.run import Shard
+from gad.config.compute import Shard
 from gad.crew import Call, finite
 from gad.errors import ConfigError
 from gad.processes import Seat, reach

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from gad.config.run import CheckpointConfig
+from gad.config.compute import CheckpointConfig
 from gad.errors import TrainingStopped
 from gad.folder import CHECKPOINTS, METRICS
 from gad.progress import Progress
@@ -95,7 +95,7 @@ class StageRun:
         self.stage = stage
         self.total_steps = total_steps
         self._place = place
-        self._examples = examples
+        self.examples = examples
         self._batch_size = min(batch_size, len(examples))
         self._parts = parts
         self._max_bad_steps = max_bad_steps
@@ -246,19 +246,19 @@ class StageRun:
 
     def _batch(self, step: int) -> list[Drawn]:
         """Batches cut an endless row of shuffled epochs, so all have the same size."""
-        count = len(self._examples)
+        count = len(self.examples)
         drawn: list[Drawn] = []
         for position in range(step * self._batch_size, (step + 1) * self._batch_size):
             epoch, place = divmod(position, count)
             if epoch != self._epoch:
                 self._epoch, self._order = epoch, self._shuffled(epoch)
-            example = self._examples[self._order[place]]
+            example = self.examples[self._order[place]]
             drawn.append(Drawn(example, example.replies[epoch % len(example.replies)], epoch))
         return drawn
 
     def _shuffled(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(stable_seed(self._place.seed, self.stage, "order", epoch))
-        order: list[int] = torch.randperm(len(self._examples), generator=generator).tolist()
+        order: list[int] = torch.randperm(len(self.examples), generator=generator).tolist()
         return order
 
     def _check_finite(self) -> None:

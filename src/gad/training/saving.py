@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gad.config.run import CheckpointConfig
+from gad.config.compute import CheckpointConfig
 from gad.training.checkpoint import Checkpoint
 
 

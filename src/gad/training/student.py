@@ -6,7 +6,7 @@ P prompts, G replies per prompt, B = P * G rows, T reply tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +68,12 @@ class StudentTrainer:
         self.crew = member.crew
         self.crew.adopt(self)
 
+    def keep(self, examples: Sequence[Example]) -> Iterator[int]:
+        """Keep what imitation of these examples computes in every epoch alike. Yields replies that are done; nothing
+        where there is nothing to keep."""
+        rows = [self._imitation_row(example.prompt, reply) for example in examples for reply in example.replies]
+        return self.member.keep(rows, (part.batch for part in self._batcher.micro_batches(rows)))
+
     @everywhere("imitating the teacher")
     def imitate(self, examples: Sequence[tuple[Example, TeacherReply]]) -> Metrics:
         """One update by cross-entropy on the teacher's replies."""
@@ -75,7 +81,7 @@ class StudentTrainer:
         groups = [self._imitation_row(example.prompt, reply) for example, reply in examples]
         total_tokens = sum(len(reply) for group in groups for reply in group.replies)
         total = torch.zeros((), dtype=torch.float64)
-        with self.member.using():
+        with self.member.using(), self.member.imitating():
             for part in self._batcher.micro_batches(groups):
                 self._costs.saw(part)
                 with self._batcher.room("imitating the teacher", part):

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from gad.config.models import Full, Lora, Tuning
+from gad.models.known import Known
 from gad.models.network import Member, Network
 from support import tiny
 
@@ -65,6 +66,7 @@ def network(
     *members: str,
     dtype: torch.dtype = torch.float64,
     checkpointing: bool = False,
+    kept_bytes: int = 0,
     **changes: Any,
 ) -> tuple[Network, list[Member]]:
     """A network whose members have adapters far from the identity, in the model's type."""
@@ -72,6 +74,7 @@ def network(
 
     base = model(architecture, dtype=dtype, attention=IMPLEMENTATION, **changes)
     made = Network(base, tuning, gradient_checkpointing=checkpointing)
+    made.known = Known(kept_bytes)
     born = [made.member(name, seed=index) for index, name in enumerate(members)]
     if isinstance(tuning, Lora):
         for index, member in enumerate(born):

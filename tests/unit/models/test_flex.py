@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 
+from gad.config.compute import ComputeConfig
 from gad.config.models import Full, Lora, Tuning
-from gad.config.run import ComputeConfig
 from gad.errors import ConfigError
 from gad.layout_costs import BLOCK, computed
 from gad.layouts import LayoutName, PackedBatch, TokenGroup, TreeBatch, build, to_device

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from gad.config.compute import ComputeConfig
 from gad.config.models import Lora, PromptConfig, Tuning
-from gad.config.run import ComputeConfig
 from gad.config.training import BradleyTerry, DiscriminatorLoss
 from gad.layouts import TokenGroup
 from gad.models.network import Member

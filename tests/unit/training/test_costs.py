@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gad.config.compute import ComputeConfig
 from gad.config.models import Lora
-from gad.config.run import ComputeConfig
 from gad.config.training import Clipped, Kl, Sampling
 from gad.errors import ConfigError
 from gad.flops import Lengths

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gad.config.run import CheckpointConfig
+from gad.config.compute import CheckpointConfig
 from gad.errors import CheckpointError, Interrupted, ModelError, TrainingStopped
 from gad.records import Example, Prompt, TeacherReply
 from gad.signals import StopRequest

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from gad.config.run import CheckpointConfig
+from gad.config.compute import CheckpointConfig
 from gad.errors import Interrupted, RunFolderError
 from gad.signals import StopRequest
 from gad.training import checkpoint
