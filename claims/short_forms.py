@@ -18,7 +18,8 @@ from claims import arms
 from claims.arms import Row, evaluated, forked, found_by, rows_of
 from claims.evidence import ROOT, provenance
 from gad.config.loading import load
-from gad.storage import write_json
+from gad.folder import METRICS
+from gad.storage import read_jsonl, write_json
 
 RECIPE = Path("recipes/quickstart.yaml")
 DEMO = "scripts/demo.py"
@@ -85,8 +86,8 @@ def run_seed(form: Form, seed: int, work: Path, overrides: Sequence[str]) -> Non
     assert config.seqkd is not None
     assert config.warmup is not None
     imitated = float(config.warmup.phases[0].epochs or 0)
-    whole = (seconds["warmup"] + seconds["adversarial"]) / seconds["seqkd"] * config.seqkd.epochs
-    epochs = round(whole - imitated, 4)
+    epoch = imitation_seconds(config.folder) / imitated
+    epochs = round((seconds["warmup"] + seconds["adversarial"]) / epoch - imitated, 4)
     longer = forked(source, load(ROOT / RECIPE, [*common, f"name=seed{seed}-equal-time", f"seqkd.epochs={epochs}"]))
     rows = [
         *rows_of(own, seed, {"base": "base", "seqkd": "seqkd", "gad": "gad"}),
@@ -96,8 +97,18 @@ def run_seed(form: Form, seed: int, work: Path, overrides: Sequence[str]) -> Non
         name, _, change = form.other
         other = load(ROOT / RECIPE, [*common, f"name=seed{seed}-{name.replace('_', '-')}", change])
         rows += rows_of(forked(source, other), seed, {"gad": name})
-    times = {"seqkd_epochs_at_equal_time": epochs, "seconds": seconds, "seconds_equal_time": longer["seconds"]["seqkd"]}
+    times = {
+        "seqkd_epochs_at_equal_time": epochs,
+        "seconds": seconds | {"epoch": epoch},
+        "seconds_equal_time": longer["seconds"]["seqkd"],
+    }
     write_json(work / f"seed{seed}.json", {"seed": seed, **times, "rows": rows})
+
+
+def imitation_seconds(folder: Path) -> float:
+    """What the warm-up's imitation took: its epochs tell what one of them takes, not the control's part of one."""
+    rows = read_jsonl(folder / METRICS)
+    return sum(row["time/step"] for row in rows if row["stage"] == "warmup" and "student/cross_entropy" in row)
 
 
 def write_results(form: Form, found: Sequence[Row], out: Path, command: str) -> None:

@@ -26,8 +26,8 @@ One YAML file is a run. Here is every key with its type, its default and what it
 - A section that is given in part keeps the rest of its default. Where a section has variants, `kind` picks one.
 - `1e-6` is a number, `010` is ten, and dates are text; a key given twice is refused.
 - What a run was begun with is in its `config.json`. `compute`, `checkpoints`, `runs_dir`, `judging`, `arena` and
-  `evaluation.models` may change within a run, and in one with a `teacher` what `docs/collecting.md` lists; nothing
-  else.
+  `evaluation.models` may change within a run, `seqkd.epochs`, `adversarial.epochs` and `adversarial.steps` until their
+  stage has a checkpoint, and in a run with a `teacher` what `docs/collecting.md` lists; nothing else.
 """
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", NoneType: "null"}
 BOUNDS = {Gt: ("gt", "> {}"), Ge: ("ge", ">= {}"), Lt: ("lt", "< {}"), Le: ("le", "<= {}")}

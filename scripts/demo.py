@@ -1,8 +1,9 @@
 """The quickstart in a form that fits this machine: `python scripts/demo.py RUN.yaml [key.path=value ...]`.
 
 A processor with bfloat16 instructions is several times as fast as one without. So one step of imitation is timed, the
-run file's work is counted in such steps, and the longest form of it that stays within the minutes is run. A run that
-was begun is taken up in the form it was begun in. Another run file is run as it is.
+run file's work is counted in such steps, and the longest form of it that stays within the minutes is run. A machine
+becomes slower when others use it too: what the warm-up took says how many steps of the game there is still time for. A
+run that was begun is taken up as it was begun. Another run file is run as it is.
 """
 
 from __future__ import annotations
@@ -11,17 +12,23 @@ import json
 import math
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gad.__main__ import main as gad
 from gad.cli import let_threads_sleep
 from gad.config.loading import load
 from gad.config.run import RunConfig
+from gad.folder import CONFIG, METRICS
+from gad.storage import read_jsonl
+
+sys.path.insert(0, str(Path(__file__).parent))
+from demo_work import COSTS, ROWS, Costs, work_of
 
 QUICKSTART = "recipes/quickstart.yaml"
-MINUTES = 8.0
-"""For the run alone: ten, less the installation and what a busy machine takes."""
+MINUTES = 8.5
+"""For the run alone: ten, less the installation and what a machine that becomes slower after the warm-up takes."""
 SHORT = (
     'prompt.system=""',
     "prompt.max_reply_tokens=56",
@@ -37,14 +44,24 @@ SHORT = (
 """For whatever is not the full form: no system prompt of the template's own, replies cut behind the teacher's longest
 (49 tokens), one warm-up for GAD and its control, small batches of imitation, a discriminator whose head learns fast."""
 GAME = (
-    "warmup.phases.1.epochs=0.3",
+    "student.tuning.first_layer=15",
+    "discriminator.layer=20",
+    "evaluation.independent.layer=25",
+    "seqkd.optimizer.learning_rate=1.0e-3",
+    "warmup.phases.0.epochs=4",
+    "warmup.phases.1.epochs=0.2",
+    "warmup.student.learning_rate=1.0e-3",
+    "adversarial.student.learning_rate=1.4e-3",
     "adversarial.student.warmup_steps=2",
     "adversarial.length_guard=true",
 )
-"""The full form's warm-up and game, with fewer lessons and steps. The first two steps are small, because Adam's moments
-are empty; and length, which the discriminator sees first, is kept out of the reward where it leads away from the
-teacher's."""
-GAME_STEPS = (18, 16, 14, 12, 11, 10, 9)
+"""Adapters in the upper half of the layers, so that the lower ones are computed once for four epochs, and once a step
+for both players; at higher rates, because they are half as many. After four epochs imitation has little more to give.
+The first two steps of the game are small, because Adam's moments are empty; and length, which the discriminator sees
+first, is kept out of the reward where it leads away from the teacher's."""
+GAME_STEPS = (16, 14, 12, 10)
+LEAST_STEPS = 5
+"""Of the game on a machine that has become slower."""
 BRIEF = (
     "warmup.phases.1.epochs=0.16",
     "adversarial.batch_size=8",
@@ -65,7 +82,7 @@ STEP_EPOCHS = 0.02666
 
 
 def _game(steps: int) -> tuple[str, ...]:
-    return (*SHORT, *GAME, *_played(steps, control=2 * steps), *_judged(_prompts(steps)))
+    return (*SHORT, *GAME, *_played(steps, control=2 * steps), *_judged(24))
 
 
 def _brief(steps: int) -> tuple[str, ...]:
@@ -101,92 +118,70 @@ FORMS = {
 }
 """From the longest to the shortest: what each changes in the run file."""
 
-ROWS = 16
-PROMPTS, SETS, ARMS = 300, 2, 3
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What else there is, in steps of imitation of 16 rows. From the `time/*` of runs' logs on two cores.
-
-    batch, sampled: a batch of replies of 64 tokens, and each of them. critic_row, student_row, reference_row,
-    independent_row: a row of the discriminator's update, of the student's, of the reference's part in it, of the
-    independent discriminator's update. scored, likelihood: one reply. rest: all that does not grow.
-    """
-
-    batch: float
-    sampled: float
-    critic_row: float
-    student_row: float
-    reference_row: float
-    independent_row: float
-    scored: float
-    likelihood: float
-    rest: float
-
-
-COSTS = {
-    "float32": Costs(0.4, 0.025, 0.0165, 0.05, 0.02, 0.029, 0.0135, 0.03, 9.0),
-    "bfloat16": Costs(0.4, 0.02, 0.017, 0.047, 0.015, 0.028, 0.013, 0.03, 14.0),
-}
-"""From a run on an Intel Xeon with AVX-512 (brief-14), and from several on an AMD EPYC with bfloat16 instructions."""
-SHORT_ROW = 0.85
-"""A row without a system prompt, of one with it."""
-
 
 def main(run_file: str, overrides: list[str]) -> None:
     """`gad run` in this process, which has imported what that needs."""
+    began = time.monotonic()
     if Path(run_file).as_posix() == QUICKSTART:
-        overrides = [*_form(run_file, overrides), *overrides]
-    sys.argv = ["gad", "run", run_file, *overrides]
-    gad()
+        overrides = [*_form(run_file, overrides, began), *overrides]
+    _gad("run", run_file, overrides)
 
 
-def _form(run_file: str, overrides: list[str]) -> tuple[str, ...]:
-    configs = {name: load(Path(run_file), [*changes, *overrides]) for name, changes in FORMS.items()}
-    recorded = configs["full"].folder / "config.json"
+def _gad(verb: str, run_file: str, overrides: Sequence[str]) -> None:
+    sys.argv = ["gad", verb, run_file, *overrides]
+    try:
+        gad()
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+def _form(run_file: str, own: Sequence[str], began: float) -> tuple[str, ...]:
+    """What the form that there is time for changes. Of a short one the warm-up is made on the way."""
+    configs = {name: load(Path(run_file), [*changes, *own]) for name, changes in FORMS.items()}
+    recorded = configs["full"].folder / CONFIG
     if recorded.exists():
-        before = json.loads(recorded.read_text(encoding="utf-8"))
-        return next((FORMS[name] for name, each in configs.items() if each.model_dump(mode="json") == before), ())
+        return _begun(run_file, own, json.loads(recorded.read_text(encoding="utf-8")))
     seconds, arithmetic = _step_seconds(configs["full"])
-    minutes = {name: steps_of_work(config, COSTS[arithmetic]) * seconds / 60 for name, config in configs.items()}
+    costs = COSTS[arithmetic]
+    minutes = {name: work_of(each, costs).total * seconds / 60 for name, each in configs.items()}
     chosen = next((name for name in FORMS if minutes[name] <= MINUTES), "least")
     _say(f"a step of imitation takes {seconds:.1f} s here; the full quickstart takes about {minutes['full']:.0f} min")
-    if chosen != "full":
-        _say(f"so this is its {chosen} form, about {minutes[chosen]:.0f} min: {' '.join(FORMS[chosen])}")
-        _say(f"the full one, of docs/quickstart-results.md: .venv/bin/gad run {QUICKSTART} name=full")
-    return FORMS[chosen]
+    if chosen == "full":
+        return ()
+    _say(f"so this is its {chosen} form, about {minutes[chosen]:.0f} min: {' '.join(FORMS[chosen])}")
+    _say(f"the full one, of docs/quickstart-results.md: .venv/bin/gad run {QUICKSTART} name=full")
+    _gad("warmup", run_file, [*FORMS[chosen], *own])
+    return _fitted(FORMS[chosen], configs[chosen], costs, MINUTES * 60 - (time.monotonic() - began))
 
 
-def steps_of_work(config: RunConfig, costs: Costs) -> float:
-    """The quickstart's work in steps of imitation of 16 rows."""
-    assert config.seqkd is not None
-    assert config.warmup is not None
-    assert config.adversarial is not None
-    game, warmup, judge = config.adversarial, config.warmup, config.evaluation.independent
-    row = SHORT_ROW if config.prompt.system == "" else 1.0
-    imitated = (config.seqkd.epochs + float(warmup.phases[0].epochs or 0)) * PROMPTS / ROWS * row
-    taught = warmup.batch_size * warmup.replies_per_prompt
-    lesson = (taught + warmup.batch_size) * costs.critic_row
-    lessons = math.ceil(float(warmup.phases[1].epochs or 0) * PROMPTS / warmup.batch_size)
-    replies = game.batch_size * game.replies_per_prompt
-    trained = game.batch_size * (game.trained_replies or game.replies_per_prompt)
-    row_cost = costs.student_row + (costs.reference_row if game.kl.weight else 0.0)
-    step = _sampled(config, costs, replies) + trained * row_cost + (replies + game.batch_size) * costs.critic_row
-    step += game.batch_size / ROWS * row if game.cross_entropy_weight else 0.0
-    judged = judge.epochs * PROMPTS
-    judging = 2 * _sampled(config, costs, judged) + 3 * judged * costs.independent_row
-    shown = min(60, config.evaluation.max_prompts or 60)
-    drawn = ARMS * len(config.evaluation.decodings)
-    measured = drawn * _sampled(config, costs, shown) + (drawn + 1) * shown * costs.scored
-    measured += ARMS * shown * costs.likelihood
-    taught_in_all = lessons * lesson + _sampled(config, costs, lessons * taught)
-    return imitated + taught_in_all + float(game.steps or 0) * step + judging + SETS * measured + costs.rest
+def _begun(run_file: str, own: Sequence[str], before: Mapping[str, Any]) -> tuple[str, ...]:
+    """The form that a folder was begun in, with the steps that it has; the run file's where it is none of them."""
+    steps = (before.get("adversarial") or {}).get("steps")
+    for changes in FORMS.values():
+        form = _with_steps(changes, steps) if steps else changes
+        if load(Path(run_file), [*form, *own]).model_dump(mode="json") == before:
+            return form
+    return ()
 
 
-def _sampled(config: RunConfig, costs: Costs, replies: float) -> float:
-    batches = math.ceil(replies / config.compute.rows_per_sampling_batch)
-    return config.prompt.max_reply_tokens / 64 * (batches * costs.batch + replies * costs.sampled)
+def _fitted(form: tuple[str, ...], config: RunConfig, costs: Costs, left: float) -> tuple[str, ...]:
+    """With as many steps of the game as there are seconds left for, at the speed that the warm-up had."""
+    work = work_of(config, costs)
+    logged = [row["time/step"] for row in read_jsonl(config.folder / METRICS) if row["stage"] == "warmup"]
+    seconds = sum(logged) / work.warmup
+    affordable = math.floor((left / seconds - work.rest) / work.step)
+    steps = min(work.steps, max(affordable, LEAST_STEPS))
+    if steps < work.steps:
+        _say(f"a step takes {seconds:.1f} s now: there is time for {steps} steps of the game, not {work.steps}")
+    return _with_steps(form, steps)
+
+
+def _with_steps(form: tuple[str, ...], steps: int) -> tuple[str, ...]:
+    """Of both arms alike."""
+    control = steps if "adversarial.batch_size=8" in form else 2 * steps
+    length = dict(change.split("=", 1) for change in _played(steps, control=control))
+    return tuple(f"{key}={length.get(key, value)}" for key, value in (change.split("=", 1) for change in form))
 
 
 def _step_seconds(config: RunConfig) -> tuple[float, str]:
@@ -197,7 +192,6 @@ def _step_seconds(config: RunConfig) -> tuple[float, str]:
     from gad.build import Workshop
     from gad.models.arithmetic import fastest
     from gad.records import Example, Prompt, TeacherReply
-    from gad.storage import read_jsonl
 
     assert config.seqkd is not None
     workshop = Workshop(config)

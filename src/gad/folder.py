@@ -36,6 +36,8 @@ FREE_UNTIL_TRAINED = (
 )
 """What else may change in a run with a teacher to ask, until something is trained: the ledger keeps every reply, and
 what is trained on is chosen from it anew. A change of model, sampling or system prompt would buy every reply again."""
+FREE_UNTIL_BEGUN = {"seqkd": ("seqkd.epochs",), "adversarial": ("adversarial.epochs", "adversarial.steps")}
+"""How long a stage trains, until it has a checkpoint: what is before it does not depend on that."""
 _SHOWN_CHANGES = 5
 
 
@@ -77,8 +79,7 @@ def _adopt(config: RunConfig, path: Path) -> None:
     resolved = config.model_dump(mode="json")
     if path.exists():
         before = _with_defaults(path)
-        asked = before["teacher"] is not None and resolved["teacher"] is not None
-        free = (*FREE, *(FREE_UNTIL_TRAINED if asked and not has_trained(path.parent) else ()))
+        free = (*FREE, *_free_until(path.parent, asked=None not in (before["teacher"], resolved["teacher"])))
         changes = [
             f"{key} changed ({_short(_value(before, key))} there, {_short(_value(resolved, key))} now)"
             for key in sorted(differences(before, resolved))
@@ -93,6 +94,15 @@ def _adopt(config: RunConfig, path: Path) -> None:
         if before == resolved:
             return
     write_json(path, resolved)
+
+
+def _free_until(folder: Path, *, asked: bool) -> Iterator[str]:
+    """What is free because something was not done yet; asked: there is a teacher to ask."""
+    if asked and not has_trained(folder):
+        yield from FREE_UNTIL_TRAINED
+    for stage, keys in FREE_UNTIL_BEGUN.items():
+        if not any((folder / CHECKPOINTS).glob(f"{stage}-*")):
+            yield from keys
 
 
 def _within(key: str, places: Iterable[str]) -> bool:

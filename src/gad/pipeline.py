@@ -226,13 +226,15 @@ class Pipeline:
         return target
 
     def _keep(self, run: StageRun, student: StudentTrainer) -> None:
-        """What the stage computes in every epoch alike, once."""
+        """What a stage of several epochs computes in each of them alike, once."""
+        if run.done:
+            return
+        examples = run.examples if run.repeats else ()
+        replies = sum(len(example.replies) for example in examples)
         with ExitStack() as stack:
             bar: Task | None = None
-            for done in () if run.done else student.keep(run.examples):
-                if bar is None:
-                    replies = sum(len(example.replies) for example in run.examples)
-                    bar = stack.enter_context(self._progress.task(f"{run.stage}, lower layers", replies))
+            for done in student.keep(examples):
+                bar = bar or stack.enter_context(self._progress.task(f"{run.stage}, lower layers", replies))
                 bar.advance(done)
 
     def _say_headline(self) -> None:

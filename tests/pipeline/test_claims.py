@@ -18,6 +18,7 @@ from claims import arms, brief, game, layers, quickstart, short_forms  # noqa: E
 from claims.quickstart_picture import draw  # noqa: E402
 
 from gad.config.run import RunConfig  # noqa: E402
+from gad.storage import write_jsonl  # noqa: E402
 from support import runs, tiny  # noqa: E402
 
 COMMITTED = ROOT / quickstart.WRITTEN
@@ -114,7 +115,8 @@ def test_a_seed_of_a_short_form_gives_every_arm(tmp_path: Path, monkeypatch: pyt
     form = brief.FORM
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(short_forms, "RECIPE", tiny_recipe(tmp_path))
-    monkeypatch.setattr(short_forms, "OF_DEMO", {form.of_demo: ("seqkd.start_from=warmup",)})
+    phases = "warmup.phases=[{train: student, epochs: 1}, {train: discriminator, steps: 1}]"
+    monkeypatch.setattr(short_forms, "OF_DEMO", {form.of_demo: ("seqkd.start_from=warmup", phases)})
     short_forms.run_seed(form, 7, tmp_path / "work", ())
     found = json.loads((tmp_path / "work" / "seed7.json").read_text(encoding="utf-8"))
     short_forms.write_results(form, [found], tmp_path / "out.json", "x")
@@ -125,19 +127,27 @@ def test_a_seed_of_a_short_form_gives_every_arm(tmp_path: Path, monkeypatch: pyt
     assert {path.name.partition("-")[0] for path in checkpoints.iterdir()} >= {"seqkd", "warmup", "adversarial"}
 
 
-@pytest.mark.parametrize(("name", "control_epochs"), [("brief", 0.24 * 50 / 4 - 0.5), ("game", 0.48 * 50 / 4 - 2)])
+@pytest.mark.parametrize(("name", "control_epochs"), [("brief", 0.5 * 50 / 4 - 0.5), ("game", 4 * 50 / 4 - 4)])
 def test_imitation_of_the_same_time_counts_all_of_the_games_warm_up(
     name: str, control_epochs: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SeqKD's own steps took 4 s, GAD's warm-up and game 50."""
+    """Imitation took 4 s of the warm-up's 20; warm-up and game took 50."""
     form, made = SHORT_FORMS[name], []
 
     def measured(config: RunConfig) -> dict[str, Any]:
         made.append(config)
-        return {"seconds": {"seqkd": 4.0, "warmup": 20.0, "adversarial": 30.0}, "figures": []}
+        return {"seconds": {"seqkd": 1.0, "warmup": 20.0, "adversarial": 30.0}, "figures": []}
 
     monkeypatch.setattr(short_forms, "evaluated", measured)
     monkeypatch.setattr(short_forms, "forked", lambda source, config: measured(config))
+    (tmp_path / "seed7").mkdir()
+    logged = [("seqkd", "student", 9.0), ("warmup", "student", 3.0), ("warmup", "student", 1.0)]
+    logged.append(("warmup", "discriminator", 16.0))
+    rows = [
+        {"stage": stage, f"{player}/{'cross_entropy' if player == 'student' else 'loss'}": 1.0, "time/step": seconds}
+        for stage, player, seconds in logged
+    ]
+    write_jsonl(tmp_path / "seed7" / "metrics.jsonl", rows)
     short_forms.run_seed(form, 7, tmp_path, ())
     own, longer, *others = (config.model_dump() for config in made)
     assert longer["seqkd"]["epochs"] == pytest.approx(control_epochs, abs=1e-2)

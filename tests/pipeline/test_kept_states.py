@@ -20,7 +20,10 @@ def config(folder: Path, name: str, *, kept: int = 64, **changes: Any) -> RunCon
     tiny.save(folder / "model", "smollm")
     plain = runs.run_config(folder, folder / "model", name=name, **changes).model_dump()
     plain["student"]["tuning"] = {"kind": "lora", "rank": 4, "first_layer": 1}
+    plain["seqkd"]["epochs"] = 2
     plain["warmup"]["phases"][1]["steps"] = 6
+    if plain["adversarial"]:
+        plain["adversarial"]["steps"] = 5
     plain["compute"]["kept_states_mib"] = kept
     return RunConfig.model_validate(plain)
 
@@ -56,6 +59,23 @@ def test_what_is_kept_changes_the_work_alone(tmp_path: Path, capsys: pytest.Capt
                 assert with_kept[name] == value
     student = {"flops/student", "flops/step"}
     assert fewer == {"seqkd": student, "warmup": student, "adversarial": {*student, "flops/discriminator"}}
+
+
+def test_of_a_stage_that_meets_nothing_twice_nothing_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = config(tmp_path, "once", adversarial=None).model_dump()
+    plain["seqkd"] |= {"epochs": 1, "start_from": "warmup"}
+    trained(RunConfig.model_validate(plain))
+    told = capsys.readouterr().err
+    assert "warmup, lower layers: 12/12" in told
+    assert "seqkd, lower layers" not in told
+    rows = runs.metrics(tmp_path / "runs" / "once")
+    seqkd, warmup = (
+        [row["flops/student"] / row["tokens/imitated"] for row in rows if row["stage"] == stage and row["step"] > 1]
+        for stage in ("seqkd", "warmup")
+    )
+    assert min(seqkd) > 1.1 * max(warmup)
 
 
 def test_a_stop_at_every_step_changes_nothing(tmp_path: Path) -> None:

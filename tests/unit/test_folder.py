@@ -41,11 +41,11 @@ def test_another_config_is_refused_with_the_keys_and_both_values(config: RunConf
         (folder / "kept.txt").write_text("x", encoding="utf-8")
     before = (folder / "config.json").read_bytes()
     assert config.adversarial is not None
-    other = again(config, seed=7, adversarial={**config.adversarial.model_dump(), "steps": 9})
+    other = again(config, seed=7, adversarial={**config.adversarial.model_dump(), "batch_size": 9})
     with pytest.raises(RunFolderError) as caught, opened(other):
         pytest.fail("opened")
     said = str(caught.value)
-    assert "adversarial.steps changed (3 there, 9 now), seed changed (0 there, 7 now): undo the change" in said
+    assert "adversarial.batch_size changed (3 there, 9 now), seed changed (0 there, 7 now): undo the change" in said
     assert "name=" in said
     assert (folder / "config.json").read_bytes() == before
     assert (folder / "kept.txt").exists()
@@ -74,6 +74,24 @@ def test_what_changes_no_figure_may_change(config: RunConfig, changes: dict[str,
     name, section = next(iter(changes.items()))
     assert isinstance(section, dict)
     assert section.items() <= recorded[name].items()
+
+
+@pytest.mark.parametrize(("stage", "key", "value"), [("adversarial", "steps", 9), ("seqkd", "epochs", 2.0)])
+def test_how_long_a_stage_trains_may_change_until_it_has_begun(
+    stage: str, key: str, value: float, config: RunConfig
+) -> None:
+    """A checkpoint of another stage says nothing of this one."""
+    other = again(config, **{stage: {**config.model_dump()[stage], key: value}})
+    with opened(config) as folder:
+        (folder / "checkpoints" / "warmup-3").mkdir(parents=True)
+    with opened(other):
+        recorded = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert recorded[stage][key] == value
+    (folder / "checkpoints" / f"{stage}-1").mkdir()
+    with pytest.raises(RunFolderError, match=rf"{stage}\.{key} changed \({value} there"), opened(config):
+        pytest.fail("opened")
+    with opened(other):
+        pass
 
 
 def test_a_key_that_a_later_version_added_has_its_default(config: RunConfig) -> None:

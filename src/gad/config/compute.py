@@ -26,8 +26,8 @@ class ComputeConfig(Section):
     tokens_per_micro_batch: PositiveInt = 4096
     """Token budget of one forward and backward pass. Lower it where memory runs out."""
     kept_states_mib: NonNegativeInt = 1024
-    """With `tuning.first_layer`: memory for the states below the adapters, once of the replies that a stage imitates,
-    if they all fit, and once of a step's. They are then computed once a stage and once a step; 0 keeps none."""
+    """With `tuning.first_layer` in one process: memory for the states below the adapters, once of the replies that a
+    stage of several epochs imitates, if they all fit, and once of a step's, as far as they fit. 0 keeps none."""
     engine: Engine = LocalEngine()
     """Who samples the replies of the student."""
     rows_per_sampling_batch: PositiveInt = 64

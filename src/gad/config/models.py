@@ -24,7 +24,8 @@ class Lora(Section):
     """Names of the linear layers to adapt; `all-linear` is all of them but the output head."""
     first_layer: NonNegativeInt = 0
     """Adapt from this layer on, counted from 0. What lies below is the same for student, discriminator and reference:
-    student and reference compute it once, nothing goes back through it, and none of its activations are kept."""
+    nothing goes back through it, and it is computed once a step, of what is imitated once a stage
+    (`compute.kept_states_mib`). Fewer adapters learn less at the same rate."""
 
 
 class Full(Section):

@@ -117,6 +117,11 @@ class StageRun:
         """Whether the stage has made all its steps."""
         return self.step >= self.total_steps
 
+    @property
+    def repeats(self) -> bool:
+        """Whether examples come again."""
+        return self.total_steps * self._batch_size > len(self.examples)
+
     def batches(self) -> Iterator[tuple[int, list[Drawn]]]:
         """Steps that are still to do, each with its batch. Steps count from 1.
 

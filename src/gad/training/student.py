@@ -69,8 +69,8 @@ class StudentTrainer:
         self.crew.adopt(self)
 
     def keep(self, examples: Sequence[Example]) -> Iterator[int]:
-        """Keep what imitation of these examples computes in every epoch alike. Yields replies that are done; nothing
-        where there is nothing to keep."""
+        """Keep what imitation of these examples computes in every epoch alike, and nothing of others. Yields replies
+        that are done; none where there is nothing to keep, or it is there."""
         rows = [self._imitation_row(example.prompt, reply) for example in examples for reply in example.replies]
         return self.member.keep(rows, (part.batch for part in self._batcher.micro_batches(rows)))
 

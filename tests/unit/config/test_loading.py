@@ -165,10 +165,10 @@ MISTAKES = {
     ),
     "value for a section": (
         "compute: fast",
-        "run.yaml:6: compute should be a section with keys (device, engine, layout, merge_adapters, "
-        "rows_per_sampling_batch, shard, ...), not a single value (got 'fast')",
+        "run.yaml:6: compute should be a section with keys (device, engine, kept_states_mib, layout, merge_adapters, "
+        "rows_per_sampling_batch, ...), not a single value (got 'fast')",
     ),
-    "empty section": ("compute:", "run.yaml:6: compute is empty; it takes the keys device, engine, layout, "),
+    "empty section": ("compute:", "run.yaml:6: compute is empty; it takes the keys device, engine, "),
     "value for a list": (
         "evaluation: {decodings: 3}",
         "run.yaml:6: evaluation.decodings should be a list of entries with keys (name, sampling)",
