@@ -11,7 +11,7 @@ packed  all groups in one row without any padding: each prompt, then its replies
         queries in blocks, so that neither padding nor the future is computed (but within a block).
 
 Whatever the layout, a forward pass yields a matrix of hidden states (M, H), and `Readout` says where in it the states
-are that predict each reply token, and the state of each reply's last token.
+are that predict each reply token, and the state of each reply's last token. A batch knows the `groups` it was built of.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gad.config.run import RunConfig
+from gad.errors import Interrupted
 from gad.folder import opened
 from gad.pipeline import Pipeline
 from gad.progress import Lines
@@ -97,6 +98,18 @@ class StopAfter(StopRequest):
     @signal_number.setter
     def signal_number(self, value: int | None) -> None:
         pass
+
+
+def stopped_all_along(train: Callable[[StopRequest], object]) -> int:
+    """Train to the end, stopping as soon as may be each time; how many stops it took."""
+    stops = 0
+    while True:
+        try:
+            train(StopAfter(looks=1))
+        except Interrupted:
+            stops += 1
+        else:
+            return stops
 
 
 def run(config: RunConfig, stop: StopRequest | None = None) -> Path:

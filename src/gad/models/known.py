@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -147,14 +147,12 @@ def _pieces(batch: TokenBatch, below: Below) -> Iterator[tuple[Key, Tensor]]:
 def _numbered(batch: TokenBatch) -> tuple[Tensor, Tensor | None]:
     """The batch's rows, and its reply rows if it has any, with the number of each token in the order of `_keys`, from
     1; 0 on padding."""
-    numbers = count(1)
-    groups = [
-        TokenGroup(
-            tuple(next(numbers) for _ in group.prompt),
-            tuple(tuple(next(numbers) for _ in reply) for reply in group.replies),
-        )
-        for group in batch.groups
-    ]
+    groups, first = [], 1
+    for group in batch.groups:
+        ends = list(accumulate(map(len, (group.prompt, *group.replies)), initial=first))
+        prompt, *replies = (tuple(range(start, end)) for start, end in pairwise(ends))
+        groups.append(TokenGroup(prompt, tuple(replies)))
+        first = ends[-1]
     match _like(batch, groups):
         case CacheBatch() as cache:
             return cache.prompt_ids_PT, cache.reply_ids_BL
