@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def advantages_and_log(
     groups = game.groups()
     lengths_PG = lengths(groups)
     rewards_PG = 0.5 * lengths_PG + 0.1 * REWARDS_PG
-    run, student, discriminator, replies = Mock(), Mock(), Mock(), Mock()
+    run, student, discriminator, replies = Mock(), MagicMock(), Mock(), Mock()
     run.batches.return_value = [(1, [])]
     replies.groups.return_value = (groups, {"reply/length_ratio_to_teacher": ratio})
     discriminator.update.return_value = (rewards_PG, {})
