@@ -151,7 +151,8 @@ def _form(run_file: str, own: Sequence[str], began: float) -> tuple[str, ...]:
         return ()
     _say(f"so this is its {chosen} form, about {minutes[chosen]:.0f} min: {' '.join(FORMS[chosen])}")
     _say(f"the full one, of docs/quickstart-results.md: .venv/bin/gad run {QUICKSTART} name=full")
-    _gad("warmup", run_file, [*FORMS[chosen], *own])
+    for verb in ("collect", "warmup"):
+        _gad(verb, run_file, [*FORMS[chosen], *own])
     return _fitted(FORMS[chosen], configs[chosen], costs, MINUTES * 60 - (time.monotonic() - began))
 
 

@@ -134,7 +134,8 @@ def test_the_longest_form_that_fits_is_run(
     warmed(tmp_path / "quickstart", 0.99 * seconds * work(form).warmup, monkeypatch)
     MADE["main"](RECIPE, [f"runs_dir={tmp_path}"])
     own = [RECIPE, *MADE["FORMS"][form], f"runs_dir={tmp_path}"]
-    assert started == [["gad", "warmup", *own]] * (form != "full") + [["gad", "run", *own]]
+    verbs = ["run"] if form == "full" else ["collect", "warmup", "run"]
+    assert started == [["gad", verb, *own] for verb in verbs]
     assert (f"its {form} form" in capsys.readouterr().out) == (form != "full")
 
 
@@ -148,7 +149,7 @@ def test_a_machine_that_became_slower_plays_fewer_steps(
     on_a_machine(monkeypatch, MADE["MINUTES"] * 60 / found.total)
     warmed(tmp_path / "quickstart", slower * seconds * found.warmup * 0.99, monkeypatch)
     MADE["main"](RECIPE, [f"runs_dir={tmp_path}"])
-    before, after = (load(Path(RECIPE), command[3:]) for command in started)
+    before, after = (load(Path(RECIPE), command[3:]) for command in started[1:])
     assert after.adversarial is not None
     assert after.seqkd is not None
     assert after.adversarial.steps == steps
@@ -190,7 +191,7 @@ def test_a_warm_up_that_fails_ends_the_demo(
     with pytest.raises(SystemExit) as end:
         MADE["main"](RECIPE, [f"runs_dir={tmp_path}"])
     assert end.value.code == 2
-    assert [command[1] for command in started] == ["warmup"]
+    assert [command[1] for command in started] == ["collect"]
 
 
 def test_another_run_file_is_run_as_it_is(started: list[list[str]]) -> None:
