@@ -48,18 +48,18 @@ GAME = (
     "discriminator.layer=20",
     "evaluation.independent.layer=25",
     "seqkd.optimizer.learning_rate=1.0e-3",
-    "warmup.phases.0.epochs=4",
     "warmup.phases.1.epochs=0.2",
     "warmup.student.learning_rate=1.0e-3",
     "adversarial.student.learning_rate=1.4e-3",
     "adversarial.student.warmup_steps=2",
     "adversarial.length_guard=true",
 )
-"""Adapters in the upper half of the layers, so that the lower ones are computed once for four epochs, and once a step
-for both players; at higher rates, because they are half as many. After four epochs imitation has little more to give.
+"""Adapters in the upper half of the layers, so that the lower ones are computed once for all epochs, and once a step
+for both players; at higher rates, because they are half as many. After four epochs imitation has no more to give.
 The first two steps of the game are small, because Adam's moments are empty; and length, which the discriminator sees
 first, is kept out of the reward where it leads away from the teacher's."""
-GAME_STEPS = (16, 14, 12, 10)
+GAME_STEPS = {4: (16, 14, 12, 10), 3: (9, 8, 7, 6)}
+"""By epochs of imitation before it."""
 LEAST_STEPS = 5
 """Of the game on a machine that has become slower."""
 BRIEF = (
@@ -76,26 +76,23 @@ BRIEF = (
 """For slow machines: in a step of the game 64 replies are sampled and scored, and the student learns from the worst and
 the best one to each prompt, because that costs least. Each step moves it far, and half the cross-entropy is mixed in, a
 pull back to the teacher's replies."""
-BRIEF_STEPS = (16, 14, 12, 11, 10, 9, 8, 7, 6, 5)
+BRIEF_STEPS = (11, 10, 9, 8, 7, 6, 5)
 STEP_EPOCHS = 0.02666
 """8 of 300 of the teacher's replies, rounded down: a step of the control."""
 
 
-def _game(steps: int) -> tuple[str, ...]:
-    return (*SHORT, *GAME, *_played(steps, control=2 * steps), *_judged(24))
+def _game(epochs: int, steps: int) -> tuple[str, ...]:
+    own = (f"warmup.phases.0.epochs={epochs}", *_played(steps, control=2 * steps))
+    return (*SHORT, *GAME, *own, *_judged(24))
 
 
 def _brief(steps: int) -> tuple[str, ...]:
     own = ("warmup.phases.0.epochs=0.5", "adversarial.student.learning_rate=8.0e-4")
-    return (*SHORT, *BRIEF, *own, *_played(steps, control=steps), *_judged(_prompts(steps)))
+    return (*SHORT, *BRIEF, *own, *_played(steps, control=steps), *_judged(24))
 
 
 def _played(steps: int, *, control: int) -> tuple[str, str]:
     return f"adversarial.steps={steps}", f"seqkd.epochs={control * STEP_EPOCHS:.4f}"
-
-
-def _prompts(steps: int) -> int:
-    return 24 if steps < 12 else 40
 
 
 def _judged(prompts: int) -> tuple[str, str]:
@@ -105,7 +102,7 @@ def _judged(prompts: int) -> tuple[str, str]:
 
 FORMS = {
     "full": (),
-    **{f"game-{steps}": _game(steps) for steps in GAME_STEPS},
+    **{f"game-{epochs}+{steps}": _game(epochs, steps) for epochs, each in GAME_STEPS.items() for steps in each},
     **{f"brief-{steps}": _brief(steps) for steps in BRIEF_STEPS},
     "least": (
         *SHORT,

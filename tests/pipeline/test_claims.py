@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from claims import arms, brief, game, layers, quickstart, short_forms  # noqa: E402
+from claims import arms, brief, game, layers, quickstart, short_forms, short_game  # noqa: E402
 from claims.quickstart_picture import draw  # noqa: E402
 
 from gad.config.run import RunConfig  # noqa: E402
@@ -107,7 +107,7 @@ def test_the_page_shows_what_is_committed() -> None:
     assert all(results[arm][name]["preference"]["seeds"] >= 3 for arm in quickstart.ARMS for name in quickstart.SETS)
 
 
-SHORT_FORMS = {"brief": brief.FORM, "game": game.FORM}
+SHORT_FORMS = {"brief": brief.FORM, "game": game.FORM, "short-game": short_game.FORM}
 
 
 @pytest.mark.slow
@@ -127,7 +127,10 @@ def test_a_seed_of_a_short_form_gives_every_arm(tmp_path: Path, monkeypatch: pyt
     assert {path.name.partition("-")[0] for path in checkpoints.iterdir()} >= {"seqkd", "warmup", "adversarial"}
 
 
-@pytest.mark.parametrize(("name", "control_epochs"), [("brief", 0.5 * 50 / 4 - 0.5), ("game", 4 * 50 / 4 - 4)])
+@pytest.mark.parametrize(
+    ("name", "control_epochs"),
+    [("brief", 0.5 * 50 / 4 - 0.5), ("game", 4 * 50 / 4 - 4), ("short-game", 3 * 50 / 4 - 3)],
+)
 def test_imitation_of_the_same_time_counts_all_of_the_games_warm_up(
     name: str, control_epochs: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,7 +85,7 @@ def test_the_work_of_a_game_form_by_hand() -> None:
     judging = 2 * 56 / 64 * (0.4 + 36 * 0.02) + 108 * 0.027 * 35 / 40
     measured = 6 * 56 / 64 * (0.4 + 24 * 0.02) + 2 * 4 * 24 * 0.0135 * 25 / 20 + 6 * 24 * 0.03
     epoch = 0.85 * 18.75
-    found = work("game-10")
+    found = work("game-4+10")
     assert found.before == pytest.approx(epoch * lower)
     assert found.warmup == pytest.approx(4 * epoch * student + lessons)
     assert found.step == pytest.approx(step)
@@ -123,7 +123,7 @@ def warmed(folder: Path, seconds: float, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("share", "form"),
-    [(0.99, "full"), (1.01, "game-16"), (2.7, "game-10"), (3.0, "brief-16"), (4.4, "brief-9"), (20.0, "least")],
+    [(0.99, "full"), (1.01, "game-4+16"), (2.7, "game-4+10"), (3.5, "game-3+6"), (4.4, "brief-9"), (20.0, "least")],
 )
 def test_the_longest_form_that_fits_is_run(
     share: float, form: str, started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -144,7 +144,7 @@ def test_a_machine_that_became_slower_plays_fewer_steps(
     slower: float, steps: int, started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """In no time at all, by the clock of this test: so all the minutes are left for what comes after the warm-up."""
-    found = work("game-16")
+    found = work("game-4+16")
     seconds = MADE["MINUTES"] * 60 / found.after
     on_a_machine(monkeypatch, MADE["MINUTES"] * 60 / found.total)
     warmed(tmp_path / "quickstart", slower * seconds * found.warmup * 0.99, monkeypatch)
@@ -161,7 +161,7 @@ def test_a_machine_that_became_slower_plays_fewer_steps(
     assert fits or steps == MADE["LEAST_STEPS"]
 
 
-@pytest.mark.parametrize("form", ["full", "game-16", "game-10", "brief-9", "least"])
+@pytest.mark.parametrize("form", ["full", "game-4+10", "game-3+6", "brief-9", "least"])
 @pytest.mark.parametrize("fewer", [0, 3])
 def test_a_run_goes_on_as_it_was_begun(
     form: str, fewer: int, started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
