@@ -55,9 +55,9 @@ GAME = (
     "adversarial.length_guard=true",
 )
 """Adapters in the upper half of the layers, so that the lower ones are computed once for all epochs, and once a step
-for both players; at higher rates, because they are half as many. After four epochs imitation has no more to give.
-The first two steps of the game are small, because Adam's moments are empty; and length, which the discriminator sees
-first, is kept out of the reward where it leads away from the teacher's."""
+for both players; at higher rates, because they are half as many. More epochs than the forms have are preferred no more
+often (docs/quickstart-results.md). The first two steps of the game are small, because Adam's moments are empty; and
+length, which the discriminator sees first, is kept out of the reward where it leads away from the teacher's."""
 GAME_STEPS = {4: (16, 14, 12, 10), 3: (9, 8, 7, 6)}
 """By epochs of imitation before it."""
 LEAST_STEPS = 5
@@ -176,7 +176,7 @@ def _fitted(form: tuple[str, ...], config: RunConfig, costs: Costs, left: float)
 
 
 def _with_steps(form: tuple[str, ...], steps: int) -> tuple[str, ...]:
-    """Of both arms alike."""
+    """For both arms alike: the control's steps are of 8 prompts, the game's of 8 or of 16."""
     control = steps if "adversarial.batch_size=8" in form else 2 * steps
     length = dict(change.split("=", 1) for change in _played(steps, control=control))
     return tuple(f"{key}={length.get(key, value)}" for key, value in (change.split("=", 1) for change in form))

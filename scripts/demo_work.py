@@ -42,7 +42,8 @@ SHORT_ROW = 0.85
 LAYERS, CRITIC_LAYER, JUDGE_LAYER = 30, 15, 20
 """Of the student, and where the recipe's discriminators read."""
 HEAD = 5
-"""The output head costs as much as so many layers: it is computed for the reply alone."""
+"""The output head costs as much as so many layers: 28 M weights, a layer has 3.5 M, but for replies alone, which are
+about three of five tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Nothing trains those layers, so a prompt and a reply to it have the same states 
 pass and in the student's. Two kinds are kept: those of the rows that a stage imitates, until another stage asks for
 other rows, and those of a step's replies, until the step is over.
 
-P tokens of a prompt, L of a reply, H width, R rows, T tokens of a row.
+P tokens of a prompt, L of a reply, H width, R rows, T tokens of a row, N tokens of a batch.
 """
 
 from __future__ import annotations
@@ -122,9 +122,9 @@ def _unknown(group: TokenGroup, known: Mapping[Key, Tensor]) -> TokenGroup | Non
 
 def _assembled(batch: TokenBatch, known: Mapping[Key, Tensor]) -> Below:
     pieces = [known[key] for key in _keys(batch.groups)]
-    table_H = torch.cat([torch.zeros_like(pieces[0][:1]), *pieces])
+    table_NH = torch.cat([torch.zeros_like(pieces[0][:1]), *pieces])
     rows_RT, replies_BL = _numbered(batch)
-    return Below(table_H[rows_RT], None if replies_BL is None else table_H[replies_BL])
+    return Below(table_NH[rows_RT], None if replies_BL is None else table_NH[replies_BL])
 
 
 def _pieces(batch: TokenBatch, below: Below) -> Iterator[tuple[Key, Tensor]]:
@@ -137,10 +137,10 @@ def _pieces(batch: TokenBatch, below: Below) -> Iterator[tuple[Key, Tensor]]:
     places = numbers.new_zeros(int(numbers.max()) + 1)
     steps = torch.arange(len(numbers), device=numbers.device)
     places.scatter_reduce_(0, numbers, steps, "amin", include_self=False)  # a padded prompt stands in several rows
-    ordered_H, start = states[places[1:]], 0
+    ordered_NH, start = states[places[1:]], 0
     for key in _keys(batch.groups):
         end = start + len(key[0] if key[1] is None else key[1])
-        yield key, ordered_H[start:end]
+        yield key, ordered_NH[start:end]
         start = end
 
 

@@ -146,11 +146,6 @@ class Network:
         return self.common > 0 and self.known.limit > 0
 
     @property
-    def state_bytes(self) -> int:
-        """Of one token's hidden state."""
-        return self.width * self.dtype.itemsize
-
-    @property
     def head_VH(self) -> Tensor:
         """The output head's weight."""
         return self.crew.full(self._embeddings.weight if self._tied else self._head.weight)
@@ -255,8 +250,9 @@ class Member:
     def keep(self, rows: Sequence[TokenGroup], batches: Iterable[TokenBatch]) -> Iterator[int]:
         """Keep what these rows have in common for all members. See `Known.keep`."""
         if self.network.keeps:
+            token_bytes = self.network.width * self.network.dtype.itemsize
             with self.using():
-                yield from self.network.known.keep(rows, batches, self.passes.computed, self.network.state_bytes)
+                yield from self.network.known.keep(rows, batches, self.passes.computed, token_bytes)
 
     def imitating(self) -> AbstractContextManager[None]:
         """Within, what was kept of rows is used. See `Known.rows`."""
